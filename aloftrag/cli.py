@@ -1,0 +1,209 @@
+"""The commands. Exit codes: 0 done; 1 failed, with what to do next; 2 the command line or the job file is wrong."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aloftrag.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from aloftrag.job import Job
+
+STEP_NAMES = ("load_texts", "annotate", "mine_negatives", "assemble_chats", "tune_adapter", "answer_questions", "score_answers")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except UsageError as error:
+        print(f"aloftrag: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"aloftrag: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aloftrag: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aloftrag", description="Tune a language model on your documents, without labels (ALoFTRAG).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(command=function)
+        return added
+
+    def job_file(added: argparse.ArgumentParser) -> None:
+        added.add_argument("job", metavar="JOB.yaml")
+        added.add_argument("--set", action="append", metavar="a.b=c", default=[], help="a setting that wins over the job file (YAML)")
+        added.add_argument("--language", action="append", metavar="CODE", help="only this language of the job; may be repeated")
+
+    run = command("run", _run, "run every language of a job to its report, resuming what is there")
+    job_file(run)
+    run.add_argument("--only", choices=STEP_NAMES, metavar="STEP", help="do this one step")
+    run.add_argument("--redo", choices=STEP_NAMES, metavar="STEP", help="discard this step and all after it first")
+    run.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are (default: runs)")
+
+    submit = command("submit", _submit, "submit one Ray job per language")
+    job_file(submit)
+    submit.add_argument("--address", required=True, metavar="URL", help="the Ray head's job server, http://HEAD:8265")
+    submit.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are, as the cluster sees it")
+    submit.add_argument("--follow", action="store_true", help="show the jobs' states until all have ended")
+    for name, function, about in (
+        ("cancel", _cancel, "stop a submitted job"),
+        ("logs", _logs, "what a submitted job has printed"),
+    ):
+        added = command(name, function, about)
+        added.add_argument("id", metavar="ID")
+        added.add_argument("--address", required=True, metavar="URL")
+
+    job_file(command("plan", _plan, "what a run would cost, from a sample; runs nothing"))
+    command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=Path)
+    command("report", _report, "write the page of runs, and print a table over them").add_argument(
+        "run", metavar="RUN", type=Path, nargs="+"
+    )
+    ask = command("ask", _ask, "answer a question from a run's texts with its adapter")
+    ask.add_argument("run", metavar="RUN", type=Path)
+    ask.add_argument("question")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from aloftrag import cluster, pipeline
+    from aloftrag.artifacts import Run
+    from aloftrag.check import check
+
+    runs = [Run.of(job, language, options.runs) for job, language in _languages(options)]
+    for run in runs:
+        check(run.job)
+    cluster.connect()
+    try:
+        for run in runs:
+            pipeline.run_language(run, only=options.only, redo=options.redo, say=lambda line: print(line, flush=True))
+            if options.only is None:
+                _print_result(run.folder)
+    finally:
+        cluster.disconnect()
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from aloftrag import submit
+
+    job, languages = _job(options)
+    job = job.model_copy(update={"languages": languages})
+    arguments = ["--runs", options.runs, *(part for setting in options.set for part in ("--set", setting))]
+    ids = submit.submit(Path(options.job).resolve(), job, options.address, arguments)
+    for language, submission_id in ids.items():
+        print(f"{language}\t{submission_id}", flush=True)
+    if not options.follow:
+        return 0
+    last: dict[str, str] = {}
+    try:
+        for language, status in submit.follow(options.address, ids):
+            last[language] = status
+            print(f"{language}\t{status}", flush=True)
+    except KeyboardInterrupt:
+        print("no longer following; the jobs go on", file=sys.stderr)
+        return 0
+    return 0 if all(status == "SUCCEEDED" for status in last.values()) else 1
+
+
+def _cancel(options: argparse.Namespace) -> None:
+    from aloftrag import submit
+
+    submit.cancel(options.address, options.id)
+
+
+def _logs(options: argparse.Namespace) -> None:
+    from aloftrag import submit
+
+    print(submit.logs(options.address, options.id), end="")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from aloftrag import plan
+    from aloftrag.check import check
+
+    for job, language in _languages(options):
+        one = job.for_language(language)
+        check(one)
+        print(f"{job.name} / {language}")
+        print("\n".join(plan.table(plan.plan(one))))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from aloftrag import pipeline
+
+    if not options.run.is_dir():
+        raise RunError(f"{options.run}: no such run; expected RUNS/JOB/LANGUAGE")
+    for step, state in pipeline.status(options.run):
+        print(f"{step:<18}{state}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from aloftrag import artifacts, report
+    from aloftrag.ask import open_run
+
+    columns = ("citation_exact", "citation_accuracy", "answer_f1")
+    print(f"{'run':<24}{'variant':<10}" + "".join(f"{name:>19}" for name in columns) + "  verdict")
+    for folder in options.run:
+        run = open_run(folder)
+        if not (folder / "scores.json").is_file():
+            raise RunError(f"{folder}: not finished (no scores.json); run the job first")
+        report.write(run)
+        scores = artifacts.read_json(folder / "scores.json")
+        for variant in ("base", "adapter"):
+            values = "".join(f"{100 * scores[variant][name]:>18.1f}%" for name in columns)
+            name = f"{scores['job']}/{scores['language']}"
+            print(f"{name:<24}{variant:<10}{values}  {scores['verdict'] if variant == 'adapter' else ''}")
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from aloftrag.ask import ask, open_run
+
+    cited, answer = ask(open_run(options.run), options.question)
+    print("\n".join(cited))
+    print(answer)
+
+
+def _job(options: argparse.Namespace) -> tuple["Job", list[str]]:
+    """The job, and those of its languages that were asked for."""
+    from aloftrag import job
+
+    loaded = job.load(options.job, options.set)
+    wanted = options.language or loaded.languages
+    unknown = [language for language in wanted if language not in loaded.languages]
+    if unknown:
+        raise UsageError(f"--language {unknown[0]}: not a language of {options.job}; expected {', '.join(loaded.languages)}")
+    return loaded, wanted
+
+
+def _languages(options: argparse.Namespace) -> list[tuple["Job", str]]:
+    job, languages = _job(options)
+    return [(job, language) for language in languages]
+
+
+def _print_result(folder: Path) -> None:
+    from aloftrag import artifacts, report
+
+    scores = artifacts.read_json(folder / "scores.json")
+    baselines = scores["baselines"]
+    print(f"\n{scores['job']} / {scores['language']}: {scores['verdict'].upper()}: {scores['why']}")
+    for variant in ("base", "adapter"):
+        found = scores[variant]
+        print(f"  {variant:<8} exact citations {100 * found['citation_exact']:5.1f}%   answer F1 {100 * found['answer_f1']:5.1f}%")
+    print(
+        f"  for comparison: chance {100 * baselines['chance']:.1f}%, "
+        f"the retriever's first hit (most_similar) {100 * baselines['most_similar']:.1f}%"
+    )
+    print(f"  report: {os.path.relpath(folder / report.PAGE)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

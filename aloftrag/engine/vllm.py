@@ -1,0 +1,110 @@
+"""vLLM in this process: the same code on GPUs and on a CPU, where only the settings differ."""
+
+import itertools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aloftrag.engine.port import Completion, PromptTooLong
+from aloftrag.models import local_folder
+from aloftrag.prompts.chat import PlainPrompt, Prompt
+
+
+@dataclass(frozen=True)
+class VllmSettings:
+    """What an engine is started with."""
+
+    model: str
+    max_model_len: int  # tokens of prompt and reply; the model's own limit is kept too
+    max_num_seqs: int | None = None
+    tensor_parallel: int = 1
+    options: dict[str, Any] = field(default_factory=dict)  # to vLLM as they are
+
+
+class VllmEngine:
+    """A vLLM engine that answers chats, with an adapter when one is given."""
+
+    def __init__(self, settings: VllmSettings, adapter: Path | None = None):
+        _prepare_cpu()
+        from transformers import AutoConfig, AutoTokenizer
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        folder = local_folder(settings.model, "llm")
+        limit = AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings
+        arguments: dict[str, Any] = {
+            "max_model_len": min(settings.max_model_len, limit),
+            "tensor_parallel_size": settings.tensor_parallel,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "enable_lora": adapter is not None,
+            **({"max_lora_rank": _lora_rank(adapter)} if adapter else {}),
+            **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
+            **_device_arguments(),
+            **settings.options,
+        }
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._max_model_len = arguments["max_model_len"]
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), **arguments))
+        self._adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+        self._request_ids = itertools.count()
+
+    async def complete(self, prompt: Prompt, max_tokens: int) -> Completion:
+        """See ``aloftrag.engine.port.Engine``."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        token_ids = prompt.token_ids(self.tokenizer)
+        if len(token_ids) + max_tokens > self._max_model_len:
+            raise PromptTooLong(f"{len(token_ids)} tokens and {max_tokens} for the reply, but the model takes {self._max_model_len}")
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
+            structured_outputs=StructuredOutputsParams(regex=prompt.form) if prompt.form else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        request_id = str(next(self._request_ids))
+        last = None
+        async for output in self._engine.generate(
+            TokensPrompt(prompt_token_ids=token_ids), sampling, request_id, lora_request=self._adapter
+        ):
+            last = output
+        assert last is not None, f"the engine ended request {request_id} without a reply"
+        (completion,) = last.outputs
+        return Completion(completion.text, completion.finish_reason == "stop")
+
+    def close(self) -> None:
+        """End the engine's own process."""
+        self._engine.shutdown()
+
+
+def on_gpu() -> bool:
+    """Whether this process sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _device_arguments() -> dict[str, Any]:
+    # On a CPU compilation takes two minutes and 16-bit products are far slower than 32-bit ones.
+    return {} if on_gpu() else {"dtype": "float32", "enforce_eager": True}
+
+
+def _prepare_cpu() -> None:
+    """Threads and memory of the CPU build; without effect on a GPU. Before torch is imported, which reads them once."""
+    # Ray gives a worker one thread for each CPU that it asked for; the engine is the only worker that computes.
+    os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _lora_rank(adapter: Path) -> int:
+    """The smallest rank that vLLM knows which holds the adapter's."""
+    import json
+
+    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)

@@ -1,0 +1,1 @@
+"""Questions, metrics, statistics and the verdict."""

@@ -1,0 +1,90 @@
+"""The questions of the evaluation: gold tables, or the generated questions of held-out texts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from aloftrag import seeds
+from aloftrag.corpus import TABLES, chunker, normalised, source_files, text_id
+from aloftrag.job import Job
+
+GOLD_COLUMNS = ["context", "question", "answer"]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: one row per question, and texts that are not in the corpus."""
+
+    rows: pl.DataFrame  # question_id, text_id, question, gold_answers (list)
+    texts: dict[str, str]  # by id: the contexts of gold questions
+    counts: dict[str, int]
+
+
+def gold_files(job: Job) -> list[str]:
+    """The files that ``evaluation.gold`` names."""
+    return source_files(job.evaluation.gold_paths, "evaluation.gold", TABLES)
+
+
+def gold_questions(job: Job, tokenizer: str | None) -> Questions:
+    """The questions of the gold tables.
+
+    The positive is the text that the context is; with ``chunk_tokens`` it is the one chunk of the context that holds an accepted
+    answer, and a question with none or several is left out and counted.
+    """
+    cut = chunker(tokenizer, job.corpus.chunk_tokens)
+    rows, texts, left_out = [], {}, 0
+    for file in gold_files(job):
+        for row in _read_table(file).iter_rows(named=True):
+            answers = _accepted(row)
+            chunks = [normalised(chunk) for chunk in cut(normalised(row["context"]))]
+            holding = [chunk for chunk in chunks if len(chunks) == 1 or any(answer in chunk for answer in answers)]
+            if len(holding) != 1:
+                left_out += 1
+                continue
+            (positive,) = holding
+            positive_id, question = text_id(positive), row["question"].strip()
+            texts[positive_id] = positive
+            rows.append((f"gold-{text_id(f'{positive_id} {question}')}", positive_id, question, answers))
+    schema: dict[str, Any] = {
+        "question_id": pl.String,
+        "text_id": pl.String,
+        "question": pl.String,
+        "gold_answers": pl.List(pl.String),
+    }
+    frame = pl.DataFrame(rows, schema=schema, orient="row").unique("question_id", keep="first", maintain_order=True)
+    return Questions(frame, texts, {"without_one_positive": left_out})
+
+
+def held_out_questions(annotations: Path, selection: Path) -> Questions:
+    """The kept questions of the texts that training never asks about; their generated answers stand for gold."""
+    held_out = pl.scan_parquet(selection / "*.parquet").filter(pl.col("split") == "held_out").select("question_id")
+    rows = (
+        pl.scan_parquet(annotations / "*.parquet")
+        .join(held_out, on="question_id")
+        .select("question_id", "text_id", "question", pl.concat_list("answer").alias("gold_answers"))
+        .collect()
+    )
+    return Questions(rows, {}, {})
+
+
+def draw(rows: pl.DataFrame, count: int | None, seed: int) -> pl.DataFrame:
+    """At most ``count`` questions, drawn by (seed, question id) and spread: a second about a text only after a first about each."""
+    drawn = rows.with_columns(
+        pl.col("question_id").map_elements(lambda row_id: seeds.draw(seed, "question", row_id), return_dtype=pl.Float64).alias("draw")
+    )
+    drawn = drawn.with_columns(pl.col("draw").rank("ordinal").over("text_id").alias("round"))
+    return drawn.sort("round", "draw").head(rows.height if count is None else count).drop("round", "draw").sort("question_id")
+
+
+def _read_table(file: str) -> pl.DataFrame:
+    suffix = Path(file).suffix.lower()
+    if suffix == ".parquet":
+        return pl.read_parquet(file)
+    return pl.read_csv(file) if suffix == ".csv" else pl.read_ndjson(file)
+
+
+def _accepted(row: dict[str, Any]) -> list[str]:
+    """The accepted answers of a gold row, the first one first."""
+    return list(dict.fromkeys(str(answer).strip() for answer in [row["answer"], *(row.get("answers") or [])] if answer is not None))

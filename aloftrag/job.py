@@ -1,0 +1,279 @@
+"""The job file: typed and strict; the defaults are the paper's values (arXiv 2501.11929).
+
+An unknown key or a wrong type is an error before anything starts. ``load`` gives the whole job, ``Job.for_language``
+one language of it with ``{language}`` filled in.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aloftrag import languages
+from aloftrag.errors import UsageError
+
+Auto = Literal["auto"]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Rating = Annotated[float, Field(ge=0, le=10)]
+
+
+class Section(BaseModel):
+    """A part of the job file: unknown keys and silently converted types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Corpus(Section):
+    """Which documents: paths or globs of parquet, jsonl, csv, txt or md files."""
+
+    paths: Annotated[list[str], Field(min_length=1)]
+    text_column: str = "text"  # for tables; txt and md files are one text each
+    chunk_tokens: Annotated[int, Field(ge=16)] | None = None  # None: rows are texts already
+
+
+class EmbedderPrompts(Section):
+    """What some embedders want in front of a question and of a text."""
+
+    query: str = ""
+    text: str = ""
+
+
+class Models(Section):
+    """A hub id, a folder, a ``.gguf`` file, or ``package:NAME`` for weights that an installed package carries."""
+
+    llm: str = "Qwen/Qwen2.5-7B-Instruct"
+    embedder: str = "BAAI/bge-m3"
+    embedder_prompts: EmbedderPrompts | None = None
+
+
+class Drop(Section):
+    """Which flaws of a generated question leave it out of training."""
+
+    wrong_language: bool = True
+    refers_to_text: bool = True
+    copies_instruction: bool = True
+
+
+class Annotation(Section):
+    """Steps 1 to 3 (paper 3.1 to 3.3)."""
+
+    text_threshold: Rating = 8
+    rate_qa: bool = False
+    qa_threshold: Rating = 8
+    questions_per_text: Count = 1
+    stop_early: bool = True
+    layout: Literal["auto", "instructions-first", "text-first"] = "auto"
+    worked_examples: Annotated[int, Field(ge=0)] = 0  # for models too small to follow an instruction
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.35
+    drop: Drop = Drop()
+
+
+class Engine(Section):
+    """The language model's engine; ``options`` go to vLLM as they are."""
+
+    max_num_seqs: Count | None = None
+    stall_minutes: Count = 10
+    options: dict[str, Any] = {}
+
+
+class Negatives(Section):
+    """Step 4 (paper 3.4)."""
+
+    contexts: Annotated[int, Field(ge=2)] | tuple[int, int] = 10
+    index: Literal["auto", "exact", "ivf"] = "auto"
+    near_duplicate_similarity: float | None = None
+    relative_margin: float | Auto | None = None
+    verify: bool = False
+    require_self_retrieval: bool = False
+
+
+class Training(Section):
+    """Step 5 (paper 3.5 and appendix C)."""
+
+    preset: Literal["paper", "small-model"] = "paper"
+    lora_r: Count = 64
+    lora_alpha: Count = 32
+    lora_dropout: Share = 0.05
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    epochs: Count = 1
+    examples_per_step: Count = 1
+    max_tokens: Annotated[int, Field(ge=64)] = 20000
+    questions_per_chat: Count = 1
+    citation_weight: Annotated[float, Field(gt=0)] | None = None  # None: one mean over all target tokens
+    unanswerable: Share = 0.0
+    validation: Share = 0.1
+    keep: Literal["last", "best"] = "last"
+    batching: Literal["auto", "by-length", "packed"] = "auto"
+    strategy: Literal["ddp", "deepspeed-zero2", "deepspeed-zero3"] = "ddp"
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+
+
+class Evaluation(Section):
+    """Step 6 (paper 4.3)."""
+
+    gold: str | list[str] | None = None
+    held_out: Share = 0.1
+    judge: str | None = None
+    max_questions: Count | None = None
+    constrained: bool | Auto = "auto"
+    retrieval: Literal["forced", "as-is"] = "forced"
+
+    @property
+    def gold_paths(self) -> list[str]:
+        """The gold paths as a list, empty without gold."""
+        return [self.gold] if isinstance(self.gold, str) else list(self.gold or [])
+
+
+class Resources(Section):
+    """Where the work runs; never what it makes."""
+
+    engine_replicas: Count | Auto = "auto"
+    tensor_parallel: Count = 1
+    embedder_replicas: Count | Auto = "auto"
+    training_workers: Count | tuple[int, int] | Auto = "auto"
+    max_gpus: Count | None = None
+
+
+# In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
+NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
+    "annotation.layout": ("auto", "instructions-first"),
+    "engine.stall_minutes": (10,),
+    "negatives.index": ("auto", "exact"),
+    "negatives.near_duplicate_similarity": (None,),
+    "negatives.relative_margin": (None,),
+    "negatives.verify": (False,),
+    "training.preset": ("paper",),
+    "training.unanswerable": (0.0,),
+    "training.keep": ("last",),
+    "training.batching": ("auto", "by-length"),
+    "training.strategy": ("ddp",),
+    "evaluation.judge": (None,),
+    "evaluation.retrieval": ("forced",),
+    "resources.max_gpus": (None,),
+}
+
+
+class Job(Section):
+    """A whole job file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    languages: Annotated[list[str], Field(min_length=1)]
+    corpus: Corpus
+    models: Models = Models()
+    annotation: Annotation = Annotation()
+    engine: Engine = Engine()
+    negatives: Negatives = Negatives()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = [code for code in self.languages if not languages.is_known(code)]
+        if unknown:
+            raise ValueError(f"languages: {unknown[0]!r} is not a known language; expected ISO 639-1 codes such as en, de")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError("languages: each language once")
+        for key, allowed in NOT_BUILT_YET.items():
+            if self.get(key) not in allowed:
+                raise ValueError(f"{key}: {self.get(key)!r} is not available yet; expected {' or '.join(map(repr, allowed))}")
+        if isinstance(self.negatives.contexts, tuple):
+            raise ValueError("negatives.contexts: a range is not available yet; expected one number")
+        workers = self.resources.training_workers
+        if isinstance(workers, tuple):
+            raise ValueError("resources.training_workers: a range is not available yet; expected a number or 'auto'")
+        if isinstance(workers, int) and self.training.examples_per_step % workers:
+            raise ValueError(
+                f"resources.training_workers: {workers} does not divide training.examples_per_step ({self.training.examples_per_step})"
+            )
+        return self
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key such as ``annotation.text_threshold``, as plain data."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value.model_dump(mode="json") if isinstance(value, Section) else value
+
+    @property
+    def contexts(self) -> int:
+        """n: how many texts stand in a RAG prompt (paper 3.4)."""
+        assert isinstance(self.negatives.contexts, int)
+        return self.negatives.contexts
+
+    def for_language(self, code: str) -> "Job":
+        """This job for one of its languages, with ``{language}`` filled in."""
+        data = self.model_dump()
+        data["languages"] = [code]
+        data["corpus"]["paths"] = [path.replace("{language}", code) for path in self.corpus.paths]
+        data["evaluation"]["gold"] = [path.replace("{language}", code) for path in self.evaluation.gold_paths] or None
+        return Job.model_validate(data)
+
+    @property
+    def language(self) -> str:
+        """The language of a job made by ``for_language``."""
+        (code,) = self.languages
+        return code
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Job:
+    """Read and check a job file.
+
+    ``overrides`` are ``a.b=value`` settings with YAML values, which win over the file.
+    Raises ``UsageError`` with one line that names the file, the key and what was expected.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the job file: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected a mapping with at least name, languages and corpus.paths")
+    for override in overrides or []:
+        _set(data, override)
+    try:
+        # Through JSON types: a YAML list may fill a tuple, while a text never becomes a number.
+        return Job.model_validate(_tuples(data))
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_first_error(error)}") from error
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {override}: expected KEY=VALUE, such as training.epochs=2")
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"--set {override}: {parent} is not a section of the job file")
+    data[last] = yaml.safe_load(value)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """Ranges are written as YAML lists; a strict tuple wants a tuple."""
+    for section, key in (("negatives", "contexts"), ("resources", "training_workers")):
+        part = data.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), list):
+            part[key] = tuple(part[key])
+    return data
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Pydantic adds the name of a union's member to the place of an error; a job file has no such keys.
+    keys = {name for section in Section.__subclasses__() for name in section.model_fields}
+    unknown_key = first["type"] == "extra_forbidden"
+    key = ".".join(str(part) for part in first["loc"] if part in keys or isinstance(part, int) or unknown_key)
+    if unknown_key:
+        return f"{key}: unknown key"
+    if first["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{key}: {message[0].lower() + message[1:]}, but got {first['input']!r}"

@@ -1,0 +1,140 @@
+"""From a model's name to a folder that transformers, vLLM and sentence-transformers load without any network.
+
+A name is a folder, a ``.gguf`` file, ``package:NAME`` (weights that an installed Python package carries) or a hub id.
+GGUF weights are dequantised once into the cache (``XDG_CACHE_HOME``); the hub is asked only for an id that is not in its cache.
+"""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from aloftrag.artifacts import files_digest
+from aloftrag.errors import UsageError
+
+Role = Literal["llm", "embedder"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json", "*.tiktoken"]
+
+
+def local_folder(name: str, role: Role) -> Path:
+    """The folder of model ``name``, fetched or converted when it has to be.
+
+    Raises ``UsageError`` when there is no such model or its folder lacks what ``role`` needs.
+    """
+    key = f"models.{role}: {name!r}"
+    if name.startswith("package:"):
+        found = _in_package(name.removeprefix("package:"), key)
+    elif name.startswith(("http://", "https://")):
+        raise UsageError(f"{key} is a server; tuning needs the weights: expected a folder, a .gguf file, package:NAME or a hub id")
+    elif Path(name).exists():
+        found = Path(name).resolve()
+    elif HUB_ID.fullmatch(name):
+        found = _from_hub(name, key)
+    else:
+        raise UsageError(f"{key}: no such folder or file, and not a hub id; expected a folder, a .gguf file, package:NAME or a hub id")
+    folder = _converted(found) if found.suffix == ".gguf" else found
+    _check_folder(folder, role, key)
+    return folder
+
+
+def identity(name: str, role: Role) -> str:
+    """A digest of the model's files, for fingerprints: other weights under the same name give another one."""
+    folder = local_folder(name, role)
+    return files_digest(sorted(path for path in folder.rglob("*") if path.suffix in {".safetensors", ".json", ".jinja", ".txt"}), folder)
+
+
+def cache_folder() -> Path:
+    """Where converted models lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aloftrag"
+
+
+def _in_package(package: str, key: str) -> Path:
+    """The model folder or the ``.gguf`` file inside an installed distribution."""
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UsageError(f"{key}: the Python package {package!r} is not installed") from error
+    files = [Path(str(distribution.locate_file(file))) for file in distribution.files or []]
+    for file in files:
+        if file.suffix == ".gguf":
+            return file
+    for file in files:
+        if file.name == "model.safetensors":
+            return file.parent
+    raise UsageError(f"{key}: the Python package {package!r} carries no .gguf or model.safetensors file")
+
+
+def _from_hub(name: str, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=HUB_FILES))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{key}: neither a folder here nor in the hub's local cache, and the hub did not give it ({reason})") from error
+
+
+def _check_folder(folder: Path, role: Role, key: str) -> None:
+    """A model folder must hold a config, safetensors weights and a tokeniser; and a chat template for an LLM."""
+    if not folder.is_dir():
+        raise UsageError(f"{key}: expected a folder or a .gguf file")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{key}: {folder} has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(f"{key}: {folder} has no .safetensors weights (other formats can run code, so they are not loaded)")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.txt", "tokenizer_config.json")):
+        raise UsageError(f"{key}: {folder} has no tokeniser (tokenizer.json)")
+    if role == "llm" and not _has_chat_template(folder):
+        raise UsageError(f"{key}: {folder} has no chat template; expected an instruction-tuned model")
+
+
+def _has_chat_template(folder: Path) -> bool:
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (config.is_file() and '"chat_template"' in config.read_text())
+
+
+def _converted(gguf: Path) -> Path:
+    """The cached safetensors folder of a GGUF file; made by one process while others wait for it."""
+    from filelock import FileLock
+
+    folder = cache_folder() / "models" / f"{gguf.stem}-{files_digest([gguf], gguf.parent)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+            try:
+                _dequantise(gguf, unfinished)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Save a GGUF model as safetensors and a tokeniser.
+
+    transformers refuses to save a model that it dequantised, so its weights go into a model made from the same config
+    without the quantisation entry.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = dequantised.config
+    del config.quantization_config
+    model = type(dequantised)(config).to(torch.float32)
+    model.load_state_dict(dequantised.state_dict())
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,136 @@
+"""The steps in order: run what is not finished, resume what was begun, skip what is done.
+
+step              makes         paper
+load_texts        texts         -
+annotate          annotations   3.1 - 3.3
+mine_negatives    negatives     3.4
+assemble_chats    chats         3.5
+tune_adapter      adapter       3.5
+answer_questions  answers       4.3
+score_answers     scores.json   4.3
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aloftrag import artifacts, report
+from aloftrag.artifacts import Run
+from aloftrag.errors import RunError
+from aloftrag.steps import (
+    annotate,
+    answer_questions,
+    assemble_chats,
+    load_texts,
+    mine_negatives,
+    score_answers,
+    tune_adapter,
+)
+
+STEPS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (load_texts, annotate, mine_negatives, assemble_chats, tune_adapter, answer_questions, score_answers)
+}
+
+Say = Callable[[str], None]
+
+
+def run_language(run: Run, *, only: str | None = None, redo: str | None = None, say: Say = print) -> None:
+    """Bring one run to its report, doing only what is missing.
+
+    ``redo`` discards a step and all after it first; ``only`` does one step, and raises ``RunError`` naming the step before it
+    that is not finished.
+    """
+    fingerprints: dict[str, str] = {}
+    for name, step in STEPS.items():
+        if name == redo:
+            _discard(run, from_step=redo)
+        settings = _settings(run, name, fingerprints)
+        fingerprints[step.MAKES] = artifacts.fingerprint(settings)
+        if artifacts.is_finished(run.artifact(step.MAKES), settings, name):
+            say(f"{run.job.language}  {name:<16} done before  {_shown(artifacts.manifest(run.artifact(step.MAKES)))}")
+        elif only in (None, name):
+            _make(run, name, settings, say)
+        else:
+            raise RunError(f"--only {only}: {name} is not finished; run it first with --only {name}, or the whole job without --only")
+        if name == only:
+            return
+    report.write(run)
+    shutil.rmtree(run.folder / ".work", ignore_errors=True)
+
+
+def _settings(run: Run, name: str, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """What a step's fingerprint is made of: its version, its settings, and the fingerprints of what it needs."""
+    step = STEPS[name]
+    upstream = {f"{artifact} (fingerprint)": fingerprints[artifact] for artifact in step.NEEDS}
+    return {f"{name} (version)": step.VERSION, **step.settings(run), **upstream}
+
+
+def _make(run: Run, name: str, settings: dict[str, Any], say: Say) -> None:
+    step = STEPS[name]
+    folder = run.artifact(step.MAKES)
+    work = run.work(name, artifacts.fingerprint(settings))
+    if not work.is_dir():  # what lies there unfinished was made with other settings
+        _remove_unfinished(run, name)
+        work.mkdir(parents=True)
+    artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
+    say(f"{run.job.language}  {name:<16} started")
+    started = time.monotonic()
+    counts = step.make(run, folder, work)
+    artifacts.finish(folder, name, settings, counts, time.monotonic() - started)
+    shutil.rmtree(work)
+    say(f"{run.job.language}  {name:<16} done         {_shown(artifacts.manifest(folder))}")
+
+
+def _remove_unfinished(run: Run, name: str) -> None:
+    step = STEPS[name]
+    for artifact in (step.MAKES, *step.BESIDE):
+        shutil.rmtree(run.artifact(artifact), ignore_errors=True)
+    for work in (run.folder / ".work").glob(f"{name}-*"):
+        shutil.rmtree(work)
+
+
+def _discard(run: Run, from_step: str) -> None:
+    names = list(STEPS)
+    for name in reversed(names[names.index(from_step) :]):  # the last first: what is left is always whole
+        folder = run.artifact(STEPS[name].MAKES)
+        (folder / artifacts.MANIFEST).unlink(missing_ok=True)
+        _remove_unfinished(run, name)
+    for result in (score_answers.SCORES, report.PAGE):
+        (run.folder / result).unlink(missing_ok=True)
+
+
+def _shown(manifest: dict[str, Any] | None) -> str:
+    """One line of a manifest: how long the step took, and its counts."""
+    assert manifest is not None
+    counts = ", ".join(f"{key.replace('_', ' ')} {_shown_value(value)}" for key, value in manifest["counts"].items())
+    return f"{manifest['seconds']:6.0f} s  {counts}"
+
+
+def _shown_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {count}" for key, count in value.items()) + ")"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def status(folder: Path) -> list[tuple[str, str]]:
+    """Where a run stands: (step, state) for each step."""
+    states = []
+    for name, step in STEPS.items():
+        manifest = artifacts.manifest(folder / step.MAKES)
+        if manifest:
+            states.append((name, f"done  {_shown(manifest)}"))
+        elif list((folder / ".work").glob(f"{name}-*")):
+            states.append((name, f"begun {written_rows(folder, name)}"))
+        else:
+            states.append((name, "-"))
+    return states
+
+
+def written_rows(folder: Path, name: str) -> str:
+    """How many rows an unfinished step has committed, for the steps that write row by row."""
+    checkpoints = list((folder / ".work").glob(f"{name}-*/*checkpoints/*"))
+    rows = sum(artifacts.count_rows(checkpoint) for checkpoint in checkpoints)
+    return f"{rows:,} rows written" if checkpoints else ""

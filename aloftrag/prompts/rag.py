@@ -1,0 +1,76 @@
+"""The RAG conversation (paper 3.5): what the adapter is trained on, and what base and adapter are asked.
+
+system     how to reply
+user       ### Text 1 ... ### Text n ... ### Question ...
+assistant  ### Reference, the numbers of the texts; ### Answer, the answer
+user       ### Question ... (a further question about the same texts)
+...
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aloftrag.prompts.chat import Message, message
+
+SYSTEM = """You answer questions from numbered texts. First write the heading ### Reference and under it the numbers of the texts that \
+hold the answer, separated by commas. Then write the heading ### Answer and under it the answer in {language}, as short as it can be."""
+REFERENCE = "### Reference\n"
+ANSWER = "\n\n### Answer\n"
+_REPLY = re.compile(r"\s*### Reference\s*\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?\s*### Answer\s*(\S.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a reply cites and answers."""
+
+    cited_positions: list[int]
+    answer: str
+
+
+def first_turns(texts: Sequence[str], question: str, language: str) -> list[Message]:
+    """The conversation up to the first question; text number i stands at position i, from 1."""
+    numbered = "\n\n".join(f"### Text {position}\n{text.strip()}" for position, text in enumerate(texts, 1))
+    asked = message("user", f"{numbered}\n\n{next_turn(question)['content']}")
+    return [message("system", SYSTEM.format(language=language)), asked]
+
+
+def next_turn(question: str) -> Message:
+    """The user's turn that asks a further question about the same texts."""
+    return message("user", f"### Question\n{question.strip()}")
+
+
+def reply_turn(cited_positions: Sequence[int], answer: str) -> Message:
+    """The assistant's turn that is wanted."""
+    cited = ", ".join(str(position) for position in sorted(cited_positions))
+    return message("assistant", f"{REFERENCE}{cited}{ANSWER}{answer.strip()}")
+
+
+def reply_parts(content: str) -> tuple[str, str, str]:
+    """A wanted reply cut into heading, cited numbers, and the rest."""
+    assert content.startswith(REFERENCE), content
+    cited, heading, answer = content.removeprefix(REFERENCE).partition(ANSWER)
+    assert heading, content
+    return REFERENCE, cited, heading + answer
+
+
+def read(reply: str, contexts: int) -> Reply | None:
+    """What a reply cites and answers; None unless it keeps the form, with different positions from 1 to ``contexts``.
+
+    >>> read("### Reference\\n2\\n\\n### Answer\\nsix", contexts=4)
+    Reply(cited_positions=[2], answer='six')
+    """
+    found = _REPLY.fullmatch(reply)
+    if not found:
+        return None
+    cited = [int(number) for number in found[1].split(",")]
+    if len(set(cited)) < len(cited) or not all(1 <= position <= contexts for position in cited):
+        return None
+    return Reply(cited, found[2].strip())
+
+
+def form(contexts: int) -> str:
+    """The regular expression of the asked form: 1 to ``contexts`` different positions, ascending, then a line of answer."""
+    beginnings = range(1, contexts + 1)
+    lists = "|".join(str(first) + "".join(f"(, {later})?" for later in range(first + 1, contexts + 1)) for first in beginnings)
+    return rf"### Reference\n({lists})\n\n### Answer\n[^\n]{{1,400}}"

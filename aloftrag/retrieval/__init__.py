@@ -1,0 +1,1 @@
+"""Texts and questions as vectors, nearest neighbours, and texts by id."""

@@ -1,0 +1,197 @@
+"""Steps 1 to 3 (paper 3.1 to 3.3): rate each text, write questions and answers, optionally rate those.
+
+    texts -> annotations, one row per question, one with nulls for a text without
+
+One coroutine per text asks an engine: rate the text; below the threshold stop; write the questions; rate them. Nothing is
+dropped here: a reply that cannot be used becomes null and is counted against ``annotation.max_failed``.
+"""
+
+import asyncio
+import functools
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from aloftrag import artifacts, languages, models, schemas
+from aloftrag.artifacts import Run
+from aloftrag.engine import Engine, PromptTooLong, StartEngine, pool, starter
+from aloftrag.errors import RunError
+from aloftrag.job import Job
+from aloftrag.prompts import flaws, rate_qa, rate_text, rating, write_qa
+from aloftrag.prompts.chat import Prompt
+from aloftrag.prompts.worked_examples import worked_examples
+from aloftrag.prompts.write_qa import QuestionAnswer
+
+MAKES = "annotations"
+BESIDE: tuple[str, ...] = ()
+NEEDS: tuple[str, ...] = ("texts",)
+VERSION = 1
+
+Row = dict[str, Any]
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Everything that can change the annotations, beside the texts."""
+    annotation = run.job.annotation.model_dump(mode="json", exclude={"drop", "qa_threshold", "max_failed", "layout"})
+    if not run.job.annotation.stop_early:
+        del annotation["text_threshold"]  # every text gets its questions, so the threshold only selects afterwards
+    return {
+        "language": run.job.language,
+        "models.llm": models.identity(run.job.models.llm, "llm"),
+        "annotation": annotation,
+        "annotation.layout": "instructions-first",
+        "training.max_tokens": run.job.training.max_tokens,  # the longest prompt
+        "engine.options": run.job.engine.options,
+    }
+
+
+def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = None) -> dict[str, Any]:
+    """Write the ``annotations`` artifact; returns its counts.
+
+    Raises ``RunError`` when more than ``annotation.max_failed`` of the texts came to nothing.
+    """
+    answered = work / "texts"
+    artifacts.map_rows(
+        source=run.artifact("texts"),
+        id_column="text_id",
+        columns=["text_id", "text"],
+        transform=lambda texts: pool.ask_rows(
+            texts,
+            functools.partial(annotate_text, job=run.job),
+            start_engine or starter(run),
+            schemas.ANNOTATED_TEXTS,
+            run.job.resources,
+        ),
+        destination=answered,
+        schema=schemas.ANNOTATED_TEXTS,
+        checkpoints=work / "checkpoints",
+    )
+    artifacts.fresh_folder(folder)
+    artifacts.read_blocks(answered).map_batches(explode_questions, batch_size=None, batch_format="pyarrow").write_parquet(str(folder))
+    artifacts.hold_schema(folder, schemas.ANNOTATIONS)
+    counts = _counts(folder)
+    _hold_budget(folder, counts, run.job.annotation.max_failed)
+    return counts
+
+
+async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:
+    """All calls about one text: a row of ``schemas.ANNOTATED_TEXTS`` for a row of ``text_id`` and ``text``."""
+    text, annotation = row["text"], job.annotation
+    language = languages.english_name(job.language)
+    examples = worked_examples(job.language, annotation.worked_examples)
+    result: Row = {"text_id": row["text_id"], "questions": []}
+    try:
+        result["text_rating"], result["text_rating_reply"] = await _rate(engine, rate_text.prompt(text, language, examples))
+        if result["text_rating"] is None:
+            result["error"] = f"no rating in the reply {result['text_rating_reply']!r}"
+            if annotation.stop_early:
+                return result
+        elif annotation.stop_early and result["text_rating"] < annotation.text_threshold:
+            return result
+        parts: list[str | None] = [None]
+        if annotation.questions_per_text > 1:
+            parts = [*write_qa.parts(text, annotation.questions_per_text)] or [None]
+        questions = await asyncio.gather(*(_question(engine, text, part, job) for part in parts))
+    except PromptTooLong as error:
+        return {**result, "error": f"text too long: {error}"}
+    result["questions"] = without_repeats(questions)
+    return result
+
+
+async def _question(engine: Engine, text: str, part: str | None, job: Job) -> Row:
+    """Write one question about a text or a part of it, and rate it when asked to."""
+    language = languages.english_name(job.language)
+    examples = worked_examples(job.language, job.annotation.worked_examples)
+    completion = await engine.complete(write_qa.prompt(text, part, job.language, language, examples), write_qa.MAX_TOKENS)
+    question: Row = {"reply": completion.text}
+    written = write_qa.read(completion.text) if completion.ended else None
+    if written is None:
+        return {
+            **question,
+            "error": "the reply was cut at the token limit" if not completion.ended else "no question and answer in the reply",
+        }
+    question |= {
+        "question": written.question,
+        "answer": written.answer,
+        "wrong_language": flaws.wrong_language(f"{written.question} {written.answer}", job.language),
+        "refers_to_text": flaws.refers_to_text(written.question, job.language),
+        "copies_instruction": flaws.copies_instruction(written.question),
+    }
+    if job.annotation.rate_qa:
+        question |= await _rate_question(engine, text, written, language)
+    return question
+
+
+async def _rate_question(engine: Engine, text: str, written: QuestionAnswer, language: str) -> Row:
+    (question_rating, question_reply), (answer_rating, answer_reply) = await asyncio.gather(
+        _rate(engine, rate_qa.question_prompt(text, written, language)),
+        _rate(engine, rate_qa.answer_prompt(text, written, language)),
+    )
+    return {
+        "question_rating": question_rating,
+        "question_rating_reply": question_reply,
+        "answer_rating": answer_rating,
+        "answer_rating_reply": answer_reply,
+    }
+
+
+async def _rate(engine: Engine, prompt: Prompt) -> tuple[float | None, str]:
+    """A rating, None when the reply has none or was cut; and the reply."""
+    completion = await engine.complete(prompt, rating.MAX_TOKENS)
+    return (rating.read(completion.text) if completion.ended else None), completion.text
+
+
+def without_repeats(questions: list[Row]) -> list[Row]:
+    """The questions of a text; one that repeats an earlier one keeps its reply and gets an error instead."""
+    seen: set[str] = set()
+    kept = []
+    for question in questions:
+        asked = write_qa.normalised(question.get("question") or "")
+        if asked and asked in seen:
+            question = {"reply": question["reply"], "error": "repeats another question about this text"}
+        seen.add(asked)
+        kept.append(question)
+    return kept
+
+
+def explode_questions(texts: pa.Table) -> pa.Table:
+    """One row of ``schemas.ANNOTATIONS`` per question of ``schemas.ANNOTATED_TEXTS``, one with nulls for a text without."""
+    rows = []
+    for text in texts.to_pylist():
+        about_text = {key: text[key] for key in ("text_id", "text_rating", "text_rating_reply")}
+        for number, question in enumerate(text["questions"] or [{"error": text["error"]}]):
+            rows.append({**about_text, "question_id": f"{text['text_id']}-{number}", **question})
+    return pa.Table.from_pylist(rows, schema=schemas.ANNOTATIONS)
+
+
+def _counts(folder: Path) -> dict[str, Any]:
+    rows = pl.scan_parquet(folder / "*.parquet")
+    by_text = rows.group_by("text_id").agg(
+        pl.col("text_rating").is_not_null().any().alias("rated"),
+        pl.col("question").is_not_null().any().alias("has_question"),
+        pl.col("error").is_not_null().all().alias("failed"),
+    )
+    counts = by_text.select(
+        pl.len().alias("texts"),
+        pl.col("rated").sum(),
+        pl.col("has_question").sum().alias("texts_with_questions"),
+        pl.col("failed").sum(),
+    ).collect()
+    questions = rows.select(pl.col("question").is_not_null().sum().alias("questions")).collect()
+    return {**counts.row(0, named=True), **questions.row(0, named=True)}
+
+
+def _hold_budget(folder: Path, counts: dict[str, Any], max_failed: float) -> None:
+    if counts["failed"] <= max_failed * counts["texts"]:
+        return
+    examples = (
+        pl.scan_parquet(folder / "*.parquet").filter(pl.col("error").is_not_null()).select("text_id", "error", "reply").head(3).collect()
+    )
+    shown = "; ".join(f"{row['text_id']}: {row['error']} ({(row['reply'] or '')[:80]!r})" for row in examples.iter_rows(named=True))
+    raise RunError(
+        f"annotate: {counts['failed']} of {counts['texts']} texts came to nothing, "
+        f"more than annotation.max_failed = {max_failed}: {shown}. "
+        "Try another model, worked_examples, or a higher max_failed, with --redo annotate."
+    )

@@ -1,0 +1,269 @@
+"""Step 6a (paper 4.3): base and adapter answer the same questions about the same contexts.
+
+    texts, index, adapter, gold or held-out questions -> questions (with their contexts), answers/base, answers/adapter
+
+The contexts are the n texts most similar to the question; when the positive is not among them it replaces the least similar
+one and the question is hard; shuffled by (seed, question id). Each pass is saved as it ends.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from aloftrag import artifacts, languages, models, schemas, seeds
+from aloftrag.artifacts import Run
+from aloftrag.corpus import text_id
+from aloftrag.engine import Engine, PromptTooLong, StartEngine, pool, starter
+from aloftrag.errors import RunError
+from aloftrag.evaluation import questions as evaluation_questions
+from aloftrag.evaluation.questions import Questions
+from aloftrag.job import Job
+from aloftrag.prompts import rag
+from aloftrag.prompts.chat import ChatPrompt, encode_content
+from aloftrag.retrieval.actors import map_in_actors
+from aloftrag.retrieval.embedder import Embedder
+from aloftrag.retrieval.index import ExactIndex
+from aloftrag.retrieval.text_store import TextStore
+from aloftrag.retrieval.vectors import embed_texts, load_index
+
+MAKES = "answers"
+BESIDE: tuple[str, ...] = ("questions",)
+NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives", "chats", "adapter")
+VERSION = 1
+
+FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
+_ASKED = pa.schema([schemas.QUESTIONS.field(name) for name in ("question_id", "text_id", "question", "gold_answers")])
+_REPLIES = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("free", pa.string()),  # null: not asked, or cut at the token limit
+        pa.field("constrained", pa.string()),
+    ]
+)
+
+Row = dict[str, Any]
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Everything that can change the answers, beside texts, index and adapter."""
+    evaluation = run.job.evaluation
+    gold = artifacts.files_digest([Path(file) for file in evaluation_questions.gold_files(run.job)]) if evaluation.gold else None
+    return {
+        "evaluation.gold": gold,
+        "evaluation.max_questions": evaluation.max_questions,
+        "evaluation.constrained": evaluation.constrained,
+        "corpus.chunk_tokens": run.job.corpus.chunk_tokens if gold else None,
+        "training.max_tokens": run.job.training.max_tokens,
+        "engine.options": run.job.engine.options,
+        "seed": run.job.seed,
+    }
+
+
+def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
+    """Write the ``answers`` artifact and beside it ``questions``; returns its counts."""
+    questions = run.artifact("questions")
+    counts = _prepare_questions(run, questions, work)
+    constrained = run.job.evaluation.constrained
+    base = _ask(run, questions, work, "base", starter(run), free=True, constrained=constrained is not False)
+    free_form = _form_kept(base, questions)
+    is_constrained = free_form < FORMAT_KEPT if constrained == "auto" else constrained
+    adapter = _ask(run, questions, work, "adapter", _adapter_starter(run, work), free=not is_constrained, constrained=is_constrained)
+    for variant, replies in (("base", base), ("adapter", adapter)):
+        table = answers_table(artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained)
+        artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
+    return {**counts, "constrained": is_constrained, "base_format_ok_free": free_form}
+
+
+def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], limit: int) -> tuple[list[str], bool]:
+    """The contexts of a question, most similar first, and whether it is hard.
+
+    ``ids`` are the n most similar texts; as many are taken as fit ``limit`` tokens. A positive that is not among them replaces
+    the least similar, and more of these if it is longer.
+    """
+    taken: list[str] = []
+    for context in ids:
+        if sum(lengths[taken_id] for taken_id in taken) + lengths[context] > limit:
+            break
+        taken.append(context)
+    if positive in taken:
+        return taken, False
+    others = taken[:-1]
+    while others and sum(lengths[other] for other in others) + lengths[positive] > limit:
+        others.pop()
+    return [*others, positive], True
+
+
+def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrained: bool) -> pa.Table:
+    """``schemas.ANSWERS``: what each reply cites and answers; one that does not keep the form has neither."""
+    by_question = {row["question_id"]: row for row in replies.to_pylist()}
+    rows = []
+    for question in questions.to_pylist():
+        reply = by_question[question["question_id"]]
+        completion = reply["constrained"] if constrained else reply["free"]
+        read = rag.read(completion or "", len(question["context_ids"]))
+        rows.append(
+            {
+                **{name: question[name] for name in schemas.ANSWERS.names if name in question},
+                "variant": variant,
+                "completion": completion,
+                "completion_free": reply["free"] if variant == "base" else None,
+                "cited_positions": read.cited_positions if read else None,
+                "answer": read.answer if read else None,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=schemas.ANSWERS)
+
+
+async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max_tokens: int) -> Row:
+    """Replies to one question, free and in the asked form; a row of ``_REPLIES``."""
+    reply: Row = {"question_id": row["question_id"]}
+    forms: dict[str, str | None] = {"free": None} if free else {}
+    if constrained:
+        forms["constrained"] = rag.form(len(row["context_ids"]))
+    for name, form in forms.items():
+        try:
+            completion = await engine.complete(ChatPrompt(row["messages"], form=form), max_tokens)
+        except PromptTooLong:  # a positive that does not fit alone: unanswered, and so counted as wrong
+            continue
+        reply[name] = completion.text if completion.ended else None
+    return reply
+
+
+def reply_tokens(job: Job) -> int:
+    """The longest reply: the paper's 2,048 of 20,000 tokens, in proportion."""
+    return job.training.max_tokens // 10
+
+
+class _Contexts:
+    """Embeds blocks of questions, finds their contexts, and writes the conversations."""
+
+    def __init__(self, job: Job, texts: Path, index: Path, added_texts: Path, added_index: Path):
+        from transformers import AutoTokenizer
+
+        self._job = job
+        self._embedder = Embedder(job.models.embedder, job.models.embedder_prompts)
+        self._index: ExactIndex = load_index(index, added_index)
+        self._store = TextStore(texts, added_texts)
+        self._tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows = block.to_pylist()
+        queries = self._embedder.embed([row["question"] for row in rows], "query")
+        ids, similarities = self._index.search(queries, self._job.contexts)
+        own_similarities = self._index.similarity(queries, block["text_id"].to_pylist())
+        texts = self._store.texts({*ids.ravel().tolist(), *block["text_id"].to_pylist()})
+        language = languages.english_name(self._job.language)
+        lengths = {text: self._length(content) for text, content in texts.items()}
+        prepared = []
+        for row, found, found_similarities, own in zip(rows, ids.tolist(), similarities.tolist(), own_similarities.tolist(), strict=True):
+            overhead = self._length("".join(turn["content"] for turn in rag.first_turns([], row["question"], language))) + 64
+            limit = self._job.training.max_tokens - reply_tokens(self._job) - overhead
+            contexts, is_hard = choose_contexts(found, row["text_id"], lengths, limit)
+            most_similar = contexts[0]
+            by_id = {**dict(zip(found, found_similarities, strict=True)), row["text_id"]: own}
+            seeds.generator(self._job.seed, "contexts", row["question_id"]).shuffle(contexts)
+            prepared.append(
+                {
+                    **row,
+                    "context_ids": contexts,
+                    "similarities": [by_id[context] for context in contexts],
+                    "positive_position": contexts.index(row["text_id"]) + 1,
+                    "most_similar_position": contexts.index(most_similar) + 1,
+                    "is_hard": is_hard,
+                    "messages": rag.first_turns([texts[context] for context in contexts], row["question"], language),
+                }
+            )
+        return pa.Table.from_pylist(prepared, schema=schemas.QUESTIONS)
+
+    def _length(self, text: str) -> int:
+        return len(encode_content(self._tokenizer, text)) + 8  # and its heading
+
+
+def _prepare_questions(run: Run, destination: Path, work: Path) -> dict[str, Any]:
+    """Write the questions with their contexts to ``destination``."""
+    job = run.job
+    if job.evaluation.gold:
+        tokenizer = str(models.local_folder(job.models.llm, "llm")) if job.corpus.chunk_tokens else None
+        found = evaluation_questions.gold_questions(job, tokenizer)
+    else:
+        found = evaluation_questions.held_out_questions(run.artifact("annotations"), run.artifact("selection"))
+    if not found.rows.height:
+        raise RunError("evaluation: there is no question to ask; give evaluation.gold, or a larger evaluation.held_out")
+    rows = evaluation_questions.draw(found.rows, job.evaluation.max_questions, job.seed)
+    added_texts, added = _add_texts(run, found, rows, work / "added_texts")
+    added_index = work / "added_index"
+    if added:
+        embed_texts(job, added_texts, added_index, work / "added-checkpoints")
+    asked = artifacts.fresh_folder(work / "asked")
+    artifacts.write_table(rows.select(_ASKED.names).to_arrow().cast(_ASKED), asked / "asked.parquet")
+    arguments = (job, run.artifact("texts"), run.artifact("index"), added_texts, added_index)
+    artifacts.map_rows(
+        source=asked,
+        id_column="question_id",
+        transform=lambda blocks: map_in_actors(blocks, _Contexts, arguments, job.resources),
+        destination=destination,
+        schema=schemas.QUESTIONS,
+        checkpoints=work / "questions-checkpoints",
+    )
+    return {
+        "questions": rows.height,
+        "questions_from": "gold" if job.evaluation.gold else "held_out",
+        "texts_added": added,
+        **found.counts,
+    }
+
+
+def _add_texts(run: Run, found: Questions, rows: pl.DataFrame, folder: Path) -> tuple[Path, int]:
+    """Write the positives of the drawn questions that are not in the corpus; they are for the evaluation only."""
+    artifacts.fresh_folder(folder)
+    wanted = {text: found.texts[text] for text in rows["text_id"].unique().to_list() if text in found.texts}
+    known = TextStore(run.artifact("texts")).known(wanted)
+    added = [
+        {"text_id": text_id(text), "text": text, "source": "evaluation.gold", "copies": 1}
+        for key, text in sorted(wanted.items())
+        if key not in known
+    ]
+    if added:
+        artifacts.write_table(pa.Table.from_pylist(added, schema=schemas.TEXTS), folder / "added.parquet")
+    return folder, len(added)
+
+
+def _ask(run: Run, questions: Path, work: Path, variant: str, start_engine: StartEngine, *, free: bool, constrained: bool) -> pa.Table:
+    """One pass over the questions with one variant, resumable at the row: a table of ``_REPLIES``."""
+    ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=reply_tokens(run.job))
+    replies = work / f"replies-{variant}"
+    artifacts.map_rows(
+        source=questions,
+        id_column="question_id",
+        columns=["question_id", "messages", "context_ids"],
+        transform=lambda rows: pool.ask_rows(rows, ask, start_engine, _REPLIES, run.job.resources),
+        destination=replies,
+        schema=_REPLIES,
+        checkpoints=work / f"replies-{variant}-checkpoints",
+    )
+    return artifacts.read_table(replies, _REPLIES)
+
+
+def _adapter_starter(run: Run, work: Path) -> StartEngine:
+    """An engine with the adapter: as a LoRA request on a GPU; merged into a copy on a CPU, where that is five times faster."""
+    import ray
+
+    adapter = run.artifact("adapter")
+    if pool.gpus():
+        return starter(run, adapter=adapter)
+    from aloftrag.training.merge import merge_adapter
+
+    merged = work / "merged"
+    ray.get(ray.remote(num_cpus=1)(merge_adapter).remote(run.job.models.llm, adapter, merged))
+    return starter(run, model=str(merged))
+
+
+def _form_kept(replies: pa.Table, questions: Path) -> float:
+    """The share of free replies that keep the asked form."""
+    contexts = {row["question_id"]: len(row["context_ids"]) for row in artifacts.read_table(questions, schemas.QUESTIONS).to_pylist()}
+    kept = [rag.read(row["free"] or "", contexts[row["question_id"]]) is not None for row in replies.to_pylist()]
+    return sum(kept) / len(kept)

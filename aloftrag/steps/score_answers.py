@@ -1,0 +1,123 @@
+"""Step 6b (paper 4.3): what the answers are worth, and whether the adapter should be used.
+
+answers -> scores.json, and scores (a row per question and variant)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from aloftrag import artifacts
+from aloftrag.artifacts import Run
+from aloftrag.evaluation import metrics
+from aloftrag.evaluation.statistics import paired_difference
+from aloftrag.evaluation.verdict import verdict
+from aloftrag.prompts import rag
+
+MAKES = "scores"
+BESIDE: tuple[str, ...] = ()
+NEEDS: tuple[str, ...] = ("answers",)
+VERSION = 1
+
+SCORES = "scores.json"
+_MEANS = ("citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "format_ok")
+_ANSWER_MEANS = ("answer_f1", "answer_contains", "right_answer_wrong_citation")
+_DIFFERENCES = ("citation_accuracy", "citation_exact", "answer_f1")
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Everything that can change the scores, beside the answers."""
+    return {"language": run.job.language, "seed": run.job.seed}
+
+
+def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
+    """Write the ``scores`` artifact and scores.json; returns the verdict."""
+    del work  # quick: made anew after a kill
+    answers_manifest = artifacts.manifest(run.artifact("answers"))
+    assert answers_manifest is not None
+    answers = {
+        variant: pl.read_parquet(run.artifact("answers") / variant / "*.parquet").sort("question_id") for variant in ("base", "adapter")
+    }
+    rows = {variant: score_rows(table, run.job.language) for variant, table in answers.items()}
+    artifacts.fresh_folder(folder)
+    pl.concat(rows.values()).write_parquet(folder / "scores.parquet")
+    scores = summarise(run, rows, answers["base"], answers_manifest["counts"])
+    artifacts.write_json(run.folder / SCORES, scores)
+    return {"verdict": scores["verdict"], "why": scores["why"]}
+
+
+def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
+    """The metrics of each answer; an unusable reply is wrong in all of them."""
+    rows = []
+    for row in answers.iter_rows(named=True):
+        cited, positive = row["cited_positions"], row["positive_position"]
+        accuracy = metrics.citation_accuracy(cited, positive)
+        contains = metrics.answer_contains(row["answer"], row["gold_answers"], language)
+        rows.append(
+            {
+                "question_id": row["question_id"],
+                "variant": row["variant"],
+                "is_hard": row["is_hard"],
+                "citation_accuracy": accuracy,
+                "citation_exact": metrics.citation_exact(cited, positive),
+                "citation_precision": metrics.citation_precision(cited, positive),
+                "citation_recall": accuracy,  # there is one positive
+                "format_ok": float(cited is not None),
+                "answer_f1": metrics.answer_f1(row["answer"], row["gold_answers"], language),
+                "answer_contains": contains,
+                "right_answer_wrong_citation": float(contains == 1 and accuracy == 0),
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, counts: dict[str, Any]) -> dict[str, Any]:
+    """scores.json as in the contract."""
+    shown = base["context_ids"].list.len().cast(pl.Float64)
+    scores: dict[str, Any] = {
+        "job": run.job.name,
+        "language": run.job.language,
+        "questions": base.height,
+        "questions_from": counts["questions_from"],
+        "contexts": max(map(len, base["context_ids"])),
+        "baselines": {
+            "chance": _rounded((1 / shown).mean()),
+            "most_similar": _rounded((base["most_similar_position"] == base["positive_position"]).cast(pl.Float64).mean()),
+        },
+        "constrained": counts["constrained"],
+        **{variant: _variant_scores(rows[variant]) for variant in ("base", "adapter")},
+        "difference": {
+            name: paired_difference(rows["base"][name].to_numpy(), rows["adapter"][name].to_numpy(), run.job.seed).as_json()
+            for name in _DIFFERENCES
+        },
+    }
+    if counts["constrained"]:
+        free = [
+            rag.read(reply or "", contexts) for reply, contexts in zip(base["completion_free"], base["context_ids"].list.len(), strict=True)
+        ]
+        scores["base"]["format_ok_free"] = _rounded(np.mean([reply is not None for reply in free]))
+    scores["verdict"], scores["why"] = verdict(scores)
+    return scores
+
+
+def _variant_scores(rows: pl.DataFrame) -> dict[str, Any]:
+    def part(is_hard: bool) -> dict[str, Any]:
+        chosen = rows.filter(pl.col("is_hard") == is_hard)
+        return {
+            "questions": chosen.height,
+            "citation_accuracy": _rounded(chosen["citation_accuracy"].mean()) if chosen.height else None,
+        }
+
+    return {
+        **{name: _rounded(rows[name].mean()) for name in _MEANS},
+        "answer_accuracy": None,
+        **{name: _rounded(rows[name].mean()) for name in _ANSWER_MEANS},
+        "easy": part(False),
+        "hard": part(True),
+    }
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 6)

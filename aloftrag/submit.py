@@ -1,0 +1,66 @@
+"""``aloftrag submit``, ``cancel`` and ``logs``: a job file's languages as Ray jobs, through Ray's job API."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aloftrag.errors import RunError
+from aloftrag.job import Job
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+_FOLLOW_SECONDS = 2
+
+
+def submit(job_file: Path, job: Job, address: str, arguments: list[str]) -> dict[str, str]:
+    """Submit one Ray job per language, working in this directory; returns the submission id of each language.
+
+    ``arguments`` are further ones of ``aloftrag run``.
+    """
+    client = _client(address)
+    ids = {}
+    for language in job.languages:
+        command = ["python", "-m", "aloftrag.cli", "run", str(job_file), "--language", language, *arguments]
+        ids[language] = client.submit_job(
+            entrypoint=shlex.join(command),
+            runtime_env={"env_vars": {"RAY_ADDRESS": "auto"}},
+            metadata={"job": job.name, "language": language},
+        )
+    return ids
+
+
+def follow(address: str, ids: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(language, status) whenever a job's status changes, until all have ended."""
+    client = _client(address)
+    seen: dict[str, str] = {}
+    while True:
+        for language, submission_id in ids.items():
+            status = client.get_job_status(submission_id)
+            if seen.get(language) != status.value:
+                seen[language] = status.value
+                yield language, status.value
+        if all(client.get_job_status(submission_id).is_terminal() for submission_id in ids.values()):
+            return
+        time.sleep(_FOLLOW_SECONDS)
+
+
+def cancel(address: str, submission_id: str) -> None:
+    """Stop a submitted job."""
+    _client(address).stop_job(submission_id)
+
+
+def logs(address: str, submission_id: str) -> str:
+    """What a submitted job has printed."""
+    return _client(address).get_job_logs(submission_id)
+
+
+def _client(address: str) -> "JobSubmissionClient":
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except ConnectionError as error:
+        raise RunError(f"--address {address}: no Ray job server answers there; expected the head's dashboard, http://HEAD:8265") from error

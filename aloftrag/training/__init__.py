@@ -1,0 +1,1 @@
+"""LoRA tuning: rows, batches, the loss, the loop."""
