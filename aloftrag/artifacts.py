@@ -212,7 +212,8 @@ def _dataset(groups: list[tuple[str, int, int]], columns: list[str] | None) -> "
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ray.data.ReadTask]:
             return [task(*group) for group in groups]
 
-    return ray.data.read_datasource(RowGroups())
+    # Said explicitly, or Ray cuts few blocks into many: one block per row group.
+    return ray.data.read_datasource(RowGroups(), override_num_blocks=max(1, len(groups)))
 
 
 def _slices(groups: list[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:

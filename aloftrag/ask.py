@@ -36,7 +36,7 @@ def ask(run: Run, question: str) -> tuple[list[str], str]:
     context_ids = [str(text_id) for text_id in ids[0]]
     texts = TextStore(run.artifact("texts")).texts(context_ids)
     messages = rag.first_turns([texts[text_id] for text_id in context_ids], question, languages.english_name(run.job.language))
-    prompt = ChatPrompt(messages, form=rag.form(len(context_ids)))
+    prompt = ChatPrompt(messages, rag.reply_tokens(run.job.training.max_tokens), form=rag.form(len(context_ids)))
     completion = asyncio.run(_complete(run, prompt))
     reply = rag.read(completion, len(context_ids))
     if reply is None:
@@ -54,6 +54,6 @@ async def _complete(run: Run, prompt: ChatPrompt) -> str:
             merge_adapter(run.job.models.llm, adapter, merged)
             engine = starter(run, model=str(merged))()
         try:
-            return (await engine.complete(prompt, run.job.training.max_tokens // 10)).text
+            return (await engine.complete(prompt)).text
         finally:
             engine.close()

@@ -1,6 +1,7 @@
 """``aloftrag submit``, ``cancel`` and ``logs``: a job file's languages as Ray jobs, through Ray's job API."""
 
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +17,19 @@ _FOLLOW_SECONDS = 2
 
 
 def submit(job_file: Path, job: Job, address: str, arguments: list[str]) -> dict[str, str]:
-    """Submit one Ray job per language, working in this directory; returns the submission id of each language.
+    """Submit one Ray job per language; returns the submission id of each language.
+
+    The jobs work in this directory, so the head must see it at the same place.
 
     ``arguments`` are further ones of ``aloftrag run``.
     """
     client = _client(address)
     ids = {}
     for language in job.languages:
-        command = ["python", "-m", "aloftrag.cli", "run", str(job_file), "--language", language, *arguments]
+        command = shlex.join(["-m", "aloftrag.cli", "run", str(job_file), "--language", language, *arguments])
         ids[language] = client.submit_job(
-            entrypoint=shlex.join(command),
+            # This machine's Python where the head has it too (one image, one shared folder), else the head's own.
+            entrypoint=f"PY={shlex.quote(sys.executable)}; [ -x $PY ] || PY=python; cd {shlex.quote(str(Path.cwd()))} && exec $PY {command}",
             runtime_env={"env_vars": {"RAY_ADDRESS": "auto"}},
             metadata={"job": job.name, "language": language},
         )

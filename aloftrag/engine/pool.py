@@ -42,9 +42,10 @@ def ask_rows(dataset: "Dataset", ask: AskAboutRow, start_engine: StartEngine, sc
         fn_constructor_args=(start_engine, ask, schema),
         batch_size=None,
         batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=replicas(resources), max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT),
-        max_concurrency=BLOCKS_IN_FLIGHT,
+        compute=ActorPoolStrategy(
+            size=replicas(resources), max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT, max_concurrent_calls_per_actor=BLOCKS_IN_FLIGHT
+        ),
+        udf_modifying_row_count=False,
         num_cpus=1,
         num_gpus=resources.tensor_parallel if gpus() else 0,
     )

@@ -21,10 +21,10 @@ class Completion:
 class Engine(Protocol):
     """Answers many prompts at once; replies are greedy."""
 
-    async def complete(self, prompt: Prompt, max_tokens: int) -> Completion:
+    async def complete(self, prompt: Prompt) -> Completion:
         """What the model writes after a prompt; it keeps the prompt's form where the engine can hold it to one.
 
-        Raises ``PromptTooLong`` when the prompt and ``max_tokens`` exceed the model's context.
+        Raises ``PromptTooLong`` when the prompt and its longest reply exceed the model's context.
         """
         ...
 

@@ -14,7 +14,7 @@ class ScriptedEngine:
         self._reply = reply
         self._seconds = seconds
 
-    async def complete(self, prompt: Prompt, max_tokens: int) -> Completion:
+    async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""
         await asyncio.sleep(self._seconds)
         text = self._reply(prompt)

@@ -41,8 +41,8 @@ class VllmEngine:
             "disable_log_stats": True,
             "enable_lora": adapter is not None,
             **({"max_lora_rank": _lora_rank(adapter)} if adapter else {}),
-            **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
             **_device_arguments(),
+            **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
             **settings.options,
         }
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -51,17 +51,17 @@ class VllmEngine:
         self._adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self._request_ids = itertools.count()
 
-    async def complete(self, prompt: Prompt, max_tokens: int) -> Completion:
+    async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         token_ids = prompt.token_ids(self.tokenizer)
-        if len(token_ids) + max_tokens > self._max_model_len:
-            raise PromptTooLong(f"{len(token_ids)} tokens and {max_tokens} for the reply, but the model takes {self._max_model_len}")
+        if len(token_ids) + prompt.max_tokens > self._max_model_len:
+            raise PromptTooLong(f"{len(token_ids)} tokens and {prompt.max_tokens} for the reply, but the model takes {self._max_model_len}")
         sampling = SamplingParams(
             temperature=0.0,
-            max_tokens=max_tokens,
+            max_tokens=prompt.max_tokens,
             stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
             structured_outputs=StructuredOutputsParams(regex=prompt.form) if prompt.form else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -89,8 +89,17 @@ def on_gpu() -> bool:
 
 
 def _device_arguments() -> dict[str, Any]:
-    # On a CPU compilation takes two minutes and 16-bit products are far slower than 32-bit ones.
-    return {} if on_gpu() else {"dtype": "float32", "enforce_eager": True}
+    if on_gpu():
+        return {}
+    # On a CPU compilation takes two minutes, 16-bit products are far slower than 32-bit ones, a worker process of its own would
+    # spin on a core that the other one needs, and more requests at once than the cache holds would push each other out.
+    return {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "distributed_executor_backend": "uni",
+        "max_num_seqs": 64,
+        "block_size": 32,  # of 128 tokens, vLLM's default there, much of a shared beginning is not shared
+    }
 
 
 def _prepare_cpu() -> None:

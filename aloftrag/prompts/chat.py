@@ -78,9 +78,13 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message], prefill: str = "") -
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation whose last reply begins with ``prefill``; ``form`` is a regular expression of what follows."""
+    """A conversation whose last reply begins with ``prefill``; ``form`` is a regular expression of what follows.
+
+    A reply that does not end by itself within ``max_tokens`` counts as none.
+    """
 
     messages: list[Message]
+    max_tokens: int
     prefill: str = ""
     form: str | None = None
 
@@ -98,6 +102,7 @@ class PlainPrompt:
     """
 
     text: str
+    max_tokens: int
     stop: str
     form: str | None = None
 

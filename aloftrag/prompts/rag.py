@@ -69,6 +69,11 @@ def read(reply: str, contexts: int) -> Reply | None:
     return Reply(cited, found[2].strip())
 
 
+def reply_tokens(max_tokens: int) -> int:
+    """The longest reply within conversations of ``max_tokens``: the paper's 2,048 of 20,000, in proportion."""
+    return max_tokens // 10
+
+
 def form(contexts: int) -> str:
     """The regular expression of the asked form: 1 to ``contexts`` different positions, ascending, then a line of answer."""
     beginnings = range(1, contexts + 1)

@@ -28,4 +28,6 @@ def answer_prompt(text: str, written: QuestionAnswer, language: str) -> ChatProm
 
 
 def _prompt(system: str, language: str, given: str) -> ChatPrompt:
-    return ChatPrompt([message("system", system.format(language=language)), message("user", given)], rating.PREFILL, rating.FORM)
+    return ChatPrompt(
+        [message("system", system.format(language=language)), message("user", given)], rating.MAX_TOKENS, rating.PREFILL, rating.FORM
+    )

@@ -23,6 +23,6 @@ def prompt(text: str, language: str, examples: Sequence[WorkedExample]) -> Promp
     if examples:
         shown = "".join(f"Text: {example.text}\nRating: {example.text_rating:02d}\n\n" for example in examples)
         task = "How much useful information is in the text, from 00 to 10?"
-        return PlainPrompt(f"{task}\n\n{shown}Text: {text}\nRating:", stop="\n", form=f" {rating.FORM}")
+        return PlainPrompt(f"{task}\n\n{shown}Text: {text}\nRating:", rating.MAX_TOKENS, stop="\n", form=f" {rating.FORM}")
     messages = [message("system", SYSTEM.format(language=language)), message("user", f"### Text\n{text}")]
-    return ChatPrompt(messages, rating.PREFILL, rating.FORM)
+    return ChatPrompt(messages, rating.MAX_TOKENS, rating.PREFILL, rating.FORM)

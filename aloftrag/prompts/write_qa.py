@@ -22,6 +22,7 @@ answers, and then its answer. The question is read by somebody who cannot see th
 about. The answer is taken from the text and is short: a name, a number or a few words where they suffice."""
 PREFILL = "### Question\n"
 MAX_TOKENS = 512
+PLAIN_MAX_TOKENS = 96  # of a model that needs worked examples, what is longer goes round in circles
 _HEADED_REPLY = re.compile(r"\s*(\S.*?)\s*### Answer\s*(\S.*?)\s*", re.DOTALL)
 _PLAIN_REPLY = re.compile(r"\s*(\S[^\n]*)\nAnswer:\s*(\S[^\n]*?)\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…。！？؟।])\s+|\n+")
@@ -41,12 +42,12 @@ def prompt(text: str, part: str | None, language_code: str, language: str, examp
         shown = "".join(f"Text: {example.text}\nQuestion: {example.question}\nAnswer: {example.answer}\n\n" for example in examples)
         task = "Write a question that the text answers, and its short answer. The question names what it is about."
         asked = " ".join((f"{heading(text)}: {part}" if heading(text) else part).split()) if part else text
-        return PlainPrompt(f"{task}\n\n{shown}Text: {asked}\nQuestion:", stop="\n\n")
+        return PlainPrompt(f"{task}\n\n{shown}Text: {asked}\nQuestion:", PLAIN_MAX_TOKENS, stop="\n\n")
     task = f'\n\n### Task\nAsk about this part: "{part}"' if part else ""
     messages = [message("system", SYSTEM.format(language=language)), message("user", f"### Text\n{text}{task}")]
     question_mark = "" if language_code in NO_FINAL_QUESTION_MARK else "[?？؟;]"
     form = rf"[^\n]{{8,240}}{question_mark}\n### Answer\n[^\n]{{1,300}}"
-    return ChatPrompt(messages, PREFILL, form)
+    return ChatPrompt(messages, MAX_TOKENS, PREFILL, form)
 
 
 def read(reply: str) -> QuestionAnswer | None:

@@ -104,7 +104,7 @@ async def _question(engine: Engine, text: str, part: str | None, job: Job) -> Ro
     """Write one question about a text or a part of it, and rate it when asked to."""
     language = languages.english_name(job.language)
     examples = worked_examples(job.language, job.annotation.worked_examples)
-    completion = await engine.complete(write_qa.prompt(text, part, job.language, language, examples), write_qa.MAX_TOKENS)
+    completion = await engine.complete(write_qa.prompt(text, part, job.language, language, examples))
     question: Row = {"reply": completion.text}
     written = write_qa.read(completion.text) if completion.ended else None
     if written is None:
@@ -139,7 +139,7 @@ async def _rate_question(engine: Engine, text: str, written: QuestionAnswer, lan
 
 async def _rate(engine: Engine, prompt: Prompt) -> tuple[float | None, str]:
     """A rating, None when the reply has none or was cut; and the reply."""
-    completion = await engine.complete(prompt, rating.MAX_TOKENS)
+    completion = await engine.complete(prompt)
     return (rating.read(completion.text) if completion.ended else None), completion.text
 
 

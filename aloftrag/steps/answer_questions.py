@@ -126,16 +126,11 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
         forms["constrained"] = rag.form(len(row["context_ids"]))
     for name, form in forms.items():
         try:
-            completion = await engine.complete(ChatPrompt(row["messages"], form=form), max_tokens)
+            completion = await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form))
         except PromptTooLong:  # a positive that does not fit alone: unanswered, and so counted as wrong
             continue
         reply[name] = completion.text if completion.ended else None
     return reply
-
-
-def reply_tokens(job: Job) -> int:
-    """The longest reply: the paper's 2,048 of 20,000 tokens, in proportion."""
-    return job.training.max_tokens // 10
 
 
 class _Contexts:
@@ -161,7 +156,7 @@ class _Contexts:
         prepared = []
         for row, found, found_similarities, own in zip(rows, ids.tolist(), similarities.tolist(), own_similarities.tolist(), strict=True):
             overhead = self._length("".join(turn["content"] for turn in rag.first_turns([], row["question"], language))) + 64
-            limit = self._job.training.max_tokens - reply_tokens(self._job) - overhead
+            limit = self._job.training.max_tokens - rag.reply_tokens(self._job.training.max_tokens) - overhead
             contexts, is_hard = choose_contexts(found, row["text_id"], lengths, limit)
             most_similar = contexts[0]
             by_id = {**dict(zip(found, found_similarities, strict=True)), row["text_id"]: own}
@@ -234,7 +229,7 @@ def _add_texts(run: Run, found: Questions, rows: pl.DataFrame, folder: Path) -> 
 
 def _ask(run: Run, questions: Path, work: Path, variant: str, start_engine: StartEngine, *, free: bool, constrained: bool) -> pa.Table:
     """One pass over the questions with one variant, resumable at the row: a table of ``_REPLIES``."""
-    ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=reply_tokens(run.job))
+    ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=rag.reply_tokens(run.job.training.max_tokens))
     replies = work / f"replies-{variant}"
     artifacts.map_rows(
         source=questions,

@@ -1,0 +1,46 @@
+"""Runs of the command line in a process of their own, which tests kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, without a cluster to join."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:
+    """``aloftrag ARGUMENTS`` as a process group of its own; ``before`` is Python code that runs first."""
+    code = f"{before}\nimport sys\nfrom aloftrag.cli import main\nsys.exit(main({arguments!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
+    """The output of a process that must end well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 300) -> None:
+    """SIGKILL the driver as soon as ``condition`` holds; it must not have ended before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended before the kill: {process.communicate()[0][-5000:]}"
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def some_files(folder: Path, pattern: str) -> Callable[[], bool]:
+    """A condition: a file that matches is there."""
+    return lambda: any(folder.glob(pattern))

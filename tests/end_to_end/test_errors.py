@@ -1,0 +1,120 @@
+"""The user's mistakes: one clear line and the exit code of the contract, before any engine starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from aloftrag import cli
+
+
+def fails(arguments: list[str], code: int, *parts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == code
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1, error
+    assert "Traceback" not in error
+    for part in parts:
+        assert part in error, error
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"The lift number {n} stops at noon."}) + "\n" for n in range(3)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"trianing": {}}, ["trianing", "unknown key"]),
+        ({"training": {"epoch": 2}}, ["training.epoch", "unknown key"]),
+        ({"training": {"epochs": "two"}}, ["training.epochs", "integer", "'two'"]),
+        ({"languages": ["xx"]}, ["languages", "'xx'", "ISO 639"]),
+        ({"languages": []}, ["languages", "at least 1"]),
+        ({"annotation": {"text_threshold": 11}}, ["annotation.text_threshold", "less than or equal to 10"]),
+        ({"corpus": {"paths": ["nowhere/*.md"]}}, ["corpus.paths", "nowhere/*.md"]),
+        ({"models": {"llm": "no-such-folder"}}, ["models.llm", "no-such-folder", "expected"]),
+        ({"models": {"llm": "package:no-such-package"}}, ["models.llm", "no-such-package", "not installed"]),
+        ({"models": {"embedder": "package:six"}}, ["models.embedder", "no .gguf or model.safetensors"]),
+        ({"annotation": {"worked_examples": 99}}, ["annotation.worked_examples", "99"]),
+        ({"evaluation": {"gold": "nowhere.parquet"}}, ["evaluation.gold", "nowhere.parquet"]),
+        ({"negatives": {"verify": True}}, ["negatives.verify", "not available yet"]),
+        ({"resources": {"training_workers": 2}}, ["resources.training_workers", "examples_per_step"]),
+    ],
+)
+def test_a_wrong_job_file_is_exit_code_2_naming_file_key_and_expectation(
+    sections: dict[str, Any], parts: list[str], job_file: Any, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(["run", str(job_file(**sections))], 2, *parts, capsys=capsys)
+
+
+def test_a_missing_job_file_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(["run", "nowhere.yaml"], 2, "nowhere.yaml", capsys=capsys)
+
+
+def test_a_broken_yaml_file_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.yaml").write_text("name: [")
+    fails(["run", str(tmp_path / "job.yaml")], 2, "job.yaml", "YAML", capsys=capsys)
+
+
+def test_a_missing_column_is_exit_code_2_and_shows_the_columns(job_file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pl.DataFrame({"body": ["a text"]}).write_parquet(tmp_path / "table.parquet")
+    path = job_file(corpus={"paths": [str(tmp_path / "table.parquet")]})
+    fails(["run", str(path)], 2, "corpus.paths", "'text'", "body", capsys=capsys)
+
+
+def test_a_gold_table_without_answers_is_exit_code_2(
+    job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pl.DataFrame({"context": ["c"], "question": ["q"]}).write_csv(tmp_path / "gold.csv")
+    path = job_file(evaluation={"gold": str(tmp_path / "gold.csv")})
+    fails(["run", str(path)], 2, "evaluation.gold", "'answer'", capsys=capsys)
+
+
+def test_an_unknown_kind_of_file_is_exit_code_2(job_file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "talk.pptx").write_bytes(b"")
+    path = job_file(corpus={"paths": [str(tmp_path / "talk.pptx")]})
+    fails(["run", str(path)], 2, "corpus.paths", "talk.pptx", ".parquet", capsys=capsys)
+
+
+def test_a_model_folder_without_weights_is_exit_code_2(job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    path = job_file(models={"llm": str(tmp_path / "model")})
+    fails(["run", str(path)], 2, "models.llm", "safetensors", capsys=capsys)
+
+
+def test_a_language_that_the_job_does_not_have_is_exit_code_2(job_file: Any, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(["run", str(job_file()), "--language", "de"], 2, "--language de", "en", capsys=capsys)
+
+
+def test_an_unknown_step_is_exit_code_2(job_file: Any, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(job_file()), "--only", "bake"])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("rows", [[""], ["   ", "..."], ["only one text"], ["the same", "the same"]])
+def test_fewer_than_two_usable_texts_are_exit_code_1(
+    rows: list[str], job_file: Any, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aloftrag.cluster.disconnect", lambda: None)  # the session's Ray stays
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    fails(["run", str(job_file()), "--runs", str(tmp_path / "runs")], 1, "corpus.paths", capsys=capsys)
+
+
+def test_one_step_alone_names_the_step_that_must_come_first(
+    job_file: Any, texts: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aloftrag.cluster.disconnect", lambda: None)
+    arguments = ["run", str(job_file()), "--runs", str(tmp_path / "runs"), "--only", "annotate"]
+    fails(arguments, 1, "load_texts is not finished", "--only load_texts", capsys=capsys)
+
+
+@pytest.mark.parametrize("command", [["status"], ["report"]])
+def test_a_run_that_is_not_there_is_exit_code_1(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err

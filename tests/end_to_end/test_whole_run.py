@@ -1,0 +1,182 @@
+"""The whole pipeline with real models, engine, embedder and trainer on a handful of texts, cut off from every network."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from aloftrag import artifacts, schemas
+from tests.end_to_end.driver import environment, finish, start
+
+DEMO = Path(__file__).parents[2] / "jobs" / "demo"
+TEXTS = 10
+
+# Loopback, and a way out that leads nowhere but counts what is sent there.
+NAMESPACE = """
+set -e
+sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+ip link set lo up
+ip link add outside type dummy
+ip addr add 10.77.0.1/24 dev outside
+ip link set outside up
+ip route add default via 10.77.0.2 dev outside
+ip neigh add 10.77.0.2 lladdr 02:00:00:00:00:02 dev outside nud permanent
+"$@"
+echo "packets sent outside: $(cat /sys/class/net/outside/statistics/tx_packets)"
+"""
+
+
+def can_make_namespaces() -> bool:
+    tools = all(shutil.which(tool) for tool in ("unshare", "ip", "sysctl"))
+    return tools and subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run on ten texts of the demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    files = sorted((DEMO / "en").glob("station-*.md"))[:TEXTS]
+    gold = [json.loads(line) for line in (DEMO / "gold.en.jsonl").read_text().splitlines()]
+    contexts = {file.read_text().strip() for file in files}
+    (folder / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold if row["context"] in contexts))
+    settings = {
+        "corpus.paths": [str(file) for file in files],
+        "evaluation.gold": str(folder / "gold.jsonl"),
+        "evaluation.max_questions": 6,
+        "annotation.questions_per_text": 2,
+        "negatives.require_self_retrieval": False,
+        "training.questions_per_chat": 4,
+    }
+    changes = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    arguments = ["run", str(DEMO.with_suffix(".yaml")), "--language", "en", "--runs", str(folder / "runs"), *changes]
+    command = [sys.executable, "-m", "aloftrag.cli", *arguments]
+    if can_make_namespaces():
+        command = ["unshare", "--net", "--mount", "bash", "-c", NAMESPACE, "run", *command]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (folder / "arguments.json").write_text(json.dumps(arguments))
+    return folder / "runs" / "demo" / "en", result.stdout
+
+
+def test_every_artifact_is_there_and_keeps_its_schema(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    for name, schema in (
+        ("texts", schemas.TEXTS),
+        ("annotations", schemas.ANNOTATIONS),
+        ("negatives", schemas.NEGATIVES),
+        ("clusters", schemas.CLUSTERS),
+        ("chats", schemas.CHATS),
+        ("selection", schemas.SELECTION),
+        ("questions", schemas.QUESTIONS),
+        ("answers/base", schemas.ANSWERS),
+        ("answers/adapter", schemas.ANSWERS),
+    ):
+        assert artifacts.count_rows(run / name) > 0, name
+        artifacts.hold_schema(run / name, schema)
+    for name in ("texts", "annotations", "negatives", "chats", "adapter", "answers"):
+        assert artifacts.manifest(run / name), name
+    assert artifacts.count_rows(run / "texts") == TEXTS
+    assert pl.read_parquet(run / "annotations/*.parquet")["text_id"].n_unique() == TEXTS
+
+
+def test_the_scores_have_the_form_of_the_contract(finished: tuple[Path, str]) -> None:
+    run, printed = finished
+    scores = json.loads((run / "scores.json").read_text())
+    variant_keys = {
+        "citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "format_ok", "answer_accuracy", "answer_f1",
+        "answer_contains", "right_answer_wrong_citation", "easy", "hard",
+    }  # fmt: skip
+    assert {
+        "job", "language", "questions", "questions_from", "contexts", "baselines", "constrained", "base", "adapter", "difference",
+        "verdict", "why",
+    } == set(scores)  # fmt: skip
+    assert variant_keys <= set(scores["base"])
+    assert variant_keys == set(scores["adapter"])
+    assert set(scores["difference"]) == {"citation_accuracy", "citation_exact", "answer_f1"}
+    assert set(scores["difference"]["citation_exact"]) == {"mean", "ci95", "p"}
+    assert scores["questions"] == 6
+    assert scores["questions_from"] == "gold"
+    assert scores["contexts"] == 4
+    assert scores["baselines"]["chance"] == 0.25
+    assert scores["verdict"].upper() in printed
+    assert "most_similar" in printed
+
+
+def test_nothing_is_sent_outside(finished: tuple[Path, str]) -> None:
+    if not can_make_namespaces():
+        pytest.skip("network namespaces can only be made by root with iproute2")
+    assert "packets sent outside: 0" in finished[1]
+
+
+def test_the_same_command_again_does_nothing(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    arguments = json.loads((run.parents[2] / "arguments.json").read_text())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "report.html"}
+    output = finish(start(arguments), seconds=120)
+    assert output.count("done before") == 7
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_adapter_loads_with_plain_peft_and_changes_the_model(finished: tuple[Path, str], smollm2: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    token_ids = torch.arange(100, 140)[None]
+    with torch.no_grad():
+        before = base(token_ids).logits
+        after = PeftModel.from_pretrained(base, finished[0] / "adapter")(token_ids).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+VLLM = """
+import os, sys
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+if __name__ == "__main__":
+    model, adapter = sys.argv[1:]
+    llm = LLM(model, dtype="float32", enforce_eager=True, enable_lora=True, max_lora_rank=16, max_model_len=256)
+    sampling = SamplingParams(temperature=0, max_tokens=1, logprobs=1)
+    prompt = {"prompt_token_ids": list(range(100, 140))}
+    for request in (None, LoRARequest("adapter", 1, adapter)):
+        (output,) = llm.generate([prompt], sampling, lora_request=request)
+        (logprob,) = output.outputs[0].logprobs[0].values()
+        print("LOGPROB", logprob.logprob)
+"""
+
+
+def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple[Path, str], smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "serve.py").write_text(VLLM)
+    command = [sys.executable, str(tmp_path / "serve.py"), str(smollm2), str(finished[0] / "adapter")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    base, adapter = (float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("LOGPROB"))
+    assert abs(base - adapter) > 1e-3
+
+
+def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    *cited, answer = finish(start(["ask", str(run), "What is the call sign of Hightarn?"])).strip().splitlines()[-5:]
+    known = set(pl.read_parquet(run / "texts/*.parquet")["text_id"])
+    ids = [line for line in cited if line in known]
+    assert ids
+    assert answer
+    assert answer not in known
+
+
+def test_status_and_report_tell_of_the_run(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    status = finish(start(["status", str(run)]))
+    assert status.count("done") == 7
+    report = finish(start(["report", str(run)]))
+    assert "demo/en" in report
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")

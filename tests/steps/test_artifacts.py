@@ -1,0 +1,149 @@
+"""Writes that are resumed, on Ray; and when an artifact counts as finished."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from aloftrag import artifacts
+from aloftrag.errors import RunError
+from tests.steps import tables
+
+SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("twice", pa.int64())])
+ROWS = [{"id": f"r{n:02d}", "twice": n} for n in range(12)]  # in blocks of two
+IDS = [row["id"] for row in ROWS]
+
+Transform = Callable[[Any], Any]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tables.write(tmp_path / "source", SCHEMA, ROWS, files=2, group_rows=2)
+
+
+@pytest.fixture
+def map_rows(source: Path, tmp_path: Path, ray_session: None) -> Any:
+    """``map_rows(change)`` maps the source block by block; returns the ids that ``change`` was given, written down by itself."""
+    calls = iter(range(100))
+
+    def run(change: Callable[[pa.Table], pa.Table]) -> list[str]:
+        log = tmp_path / f"log-{next(calls)}"
+        log.mkdir()
+
+        def logged(block: pa.Table) -> pa.Table:
+            for key in block["id"].to_pylist():
+                (log / key).touch()
+            return change(block)
+
+        def transform(rows: Any) -> Any:
+            return rows.map_batches(logged, batch_size=None, batch_format="pyarrow")
+
+        try:
+            artifacts.map_rows(source, "id", transform, tmp_path / "made", SCHEMA, tmp_path / "checkpoints")
+        finally:
+            run.given = sorted(path.name for path in log.iterdir())  # type: ignore[attr-defined]
+        return run.given  # type: ignore[attr-defined]
+
+    return run
+
+
+def doubled(block: pa.Table) -> pa.Table:
+    return block.set_column(1, SCHEMA.field("twice"), pa.array([2 * n for n in block["twice"].to_pylist()], pa.int64()))
+
+
+def whole(folder: Path) -> bool:
+    return tables.read(folder, "id") == [{"id": row["id"], "twice": 2 * row["twice"]} for row in ROWS]
+
+
+def fails_after_the_others(bad: str, committed: Path, others: int) -> Callable[[pa.Table], pa.Table]:
+    """A change that fails on one block, when all the others are written for good."""
+    change = doubled
+
+    def fail(block: pa.Table) -> pa.Table:
+        import time
+
+        if bad not in block["id"].to_pylist():
+            return change(block)
+        while len(list(committed.rglob("*[!g].parquet"))) < others:  # not those that are *.pending.parquet
+            time.sleep(0.05)
+        raise ValueError("the machine burns")
+
+    return fail
+
+
+def test_a_write_that_broke_off_is_resumed_without_making_finished_blocks_again(map_rows: Any, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="the machine burns"):
+        map_rows(fails_after_the_others("r05", tmp_path / "checkpoints", others=5))
+    assert map_rows.given == IDS
+    finished = [row["id"] for row in tables.read(tmp_path / "made", "id")]
+    assert len(finished) == len(set(finished)) == 10
+
+    assert map_rows(doubled) == sorted(set(IDS) - set(finished))  # the block that failed, and no other
+    assert whole(tmp_path / "made")
+
+
+def test_a_write_that_was_whole_makes_nothing_again(map_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "SLICE_ROWS", 5)  # several slices, each with a checkpoint of its own
+    assert map_rows(doubled) == IDS
+    assert len(list((tmp_path / "checkpoints").iterdir())) > 2
+    assert whole(tmp_path / "made")
+
+    assert map_rows(doubled) == []  # killed before its manifest was written, and run again
+    assert whole(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda block: block.slice(1) if "r03" in block["id"].to_pylist() else block, "11 rows with 11 different ids .* 12 rows read"),
+        (lambda block: pa.concat_tables([block, block.slice(1)]) if "r03" in block["id"].to_pylist() else block, "13 rows with 12 "),
+        (lambda block: block.take([0, 0]) if "r03" in block["id"].to_pylist() else block, "12 rows with 11 "),
+    ],
+    ids=["loses a row", "doubles a row", "loses one and doubles another"],
+)
+def test_a_transform_that_loses_or_doubles_a_row_is_an_error(change: Any, error: str, map_rows: Any) -> None:
+    with pytest.raises(RunError, match=error):
+        map_rows(change)
+
+
+def test_a_transform_that_makes_other_types_is_an_error(map_rows: Any) -> None:
+    with pytest.raises(AssertionError, match="twice is"):
+        map_rows(lambda block: block.set_column(1, "twice", pa.array(["2"] * block.num_rows)))
+
+
+def test_a_block_is_a_row_group_whatever_the_files(source: Path, ray_session: None) -> None:
+    blocks = artifacts.read_blocks(source).map_batches(lambda block: {"rows": [len(block["id"])]}, batch_size=None).take_all()
+    assert [block["rows"] for block in blocks] == [2] * 6
+
+
+# Finished, and with which settings.
+
+
+def test_an_artifact_is_finished_with_its_own_settings_only(tmp_path: Path) -> None:
+    artifact = tmp_path / "texts"
+    artifact.mkdir()
+    settings = {"seed": 0, "models.llm": "abc", "training": {"epochs": 1}}
+    assert not artifacts.is_finished(artifact, settings, "load_texts")
+
+    artifacts.finish(artifact, "load_texts", settings, {"texts": 3}, 1.5)
+
+    assert artifacts.is_finished(artifact, dict(reversed(settings.items())), "load_texts")  # the order of keys is no setting
+    with pytest.raises(RunError) as raised:
+        artifacts.is_finished(artifact, {**settings, "seed": 1}, "load_texts")
+    assert "seed was 0 and is now 1" in str(raised.value)
+    assert "--redo load_texts" in str(raised.value)
+    assert "models.llm" not in str(raised.value)
+
+
+def test_the_digest_of_files_knows_names_and_contents(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("one")
+    second.write_text("two")
+    digests = {artifacts.files_digest([first, second]), artifacts.files_digest([first]), artifacts.files_digest([second])}
+    assert artifacts.files_digest([first, second]) in digests
+    first.write_text("two")
+    second.write_text("one")
+    digests.add(artifacts.files_digest([first, second]))
+    assert len(digests) == 4

@@ -1,0 +1,123 @@
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aloftrag.prompts import rag
+from aloftrag.prompts.rag import Reply
+
+_lists = st.integers(1, 10).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(1, n), min_size=1)))
+_lines = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), min_size=1, max_size=400).filter(
+    lambda line: line.strip()
+)
+
+
+def replied(cited: str) -> str:
+    return f"### Reference\n{cited}\n\n### Answer\nsix"
+
+
+@pytest.mark.parametrize("contexts", [1, 2, 3, 10])
+def test_the_form_accepts_every_ascending_list_of_positions(contexts: int) -> None:
+    form = re.compile(rag.form(contexts))
+    positions = range(1, contexts + 1)
+    lists = [cited for count in positions for cited in itertools.combinations(positions, count)]
+    assert len(lists) == 2**contexts - 1
+    assert all(form.fullmatch(replied(", ".join(map(str, cited)))) for cited in lists)
+
+
+@pytest.mark.parametrize("contexts", [1, 2, 3])
+def test_the_form_refuses_every_other_list(contexts: int) -> None:
+    form = re.compile(rag.form(contexts))
+    numbers = range(contexts + 3)
+    lists = [cited for count in range(contexts + 2) for cited in itertools.product(numbers, repeat=count)]
+    kept = {cited for cited in lists if form.fullmatch(replied(", ".join(map(str, cited))))}
+    assert kept == {cited for cited in lists if cited and list(cited) == sorted(set(cited)) and set(cited) <= set(range(1, contexts + 1))}
+
+
+@given(st.lists(st.integers(0, 12), max_size=11))
+def test_the_form_of_ten_contexts_takes_ascending_lists_only(cited: list[int]) -> None:
+    is_kept = re.fullmatch(rag.form(10), replied(", ".join(map(str, cited)))) is not None
+    assert is_kept == (bool(cited) and cited == sorted(set(cited)) and cited[0] >= 1 and cited[-1] <= 10)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *map(replied, ["1,2", "01", "[1]", "1 ", ", 1"]),
+        replied("1").replace("six", ""),
+        replied("1").replace("six", "x" * 401),
+        replied("1") + "\nmore",
+        " " + replied("1"),
+    ],
+)
+def test_the_form_refuses_other_spellings(reply: str) -> None:
+    assert re.fullmatch(rag.form(3), reply) is None
+
+
+@given(_lists, _lines)
+def test_a_wanted_reply_keeps_the_form_and_is_read_back(contexts_and_cited: tuple[int, set[int]], answer: str) -> None:
+    contexts, cited = contexts_and_cited
+    content = rag.reply_turn(list(cited), answer)["content"]
+    assert re.fullmatch(rag.form(contexts), content)
+    assert rag.read(content, contexts) == Reply(sorted(cited), answer.strip())
+
+
+@given(_lists, _lines)
+def test_a_wanted_reply_is_cut_into_heading_numbers_and_rest_without_loss(contexts_and_cited: tuple[int, set[int]], answer: str) -> None:
+    content = rag.reply_turn(list(contexts_and_cited[1]), answer)["content"]
+    heading, cited, rest = rag.reply_parts(content)
+    assert heading + cited + rest == content
+    assert cited == ", ".join(map(str, sorted(contexts_and_cited[1])))
+    assert rest.endswith(answer.strip())
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (replied("2"), Reply([2], "six")),
+        (replied("3, 1"), Reply([3, 1], "six")),
+        (replied("[1,2]"), Reply([1, 2], "six")),
+        ("\n### Reference\n\n 2 \n### Answer\n\nsix\nor seven \n", Reply([2], "six\nor seven")),
+    ],
+)
+def test_a_reply_is_read_as_freely_as_its_meaning_is_clear(reply: str, expected: Reply) -> None:
+    assert rag.read(reply, contexts=3) == expected
+
+
+def test_a_reply_that_cites_a_text_twice_keeps_no_form() -> None:
+    assert rag.read(replied("2, 2"), contexts=3) is None
+
+
+@pytest.mark.parametrize("cited", ["0", "4", "1, 4", "", "one", "1 and 2", "-1", "1.5"])
+def test_a_reply_that_cites_what_is_not_there_keeps_no_form(cited: str) -> None:
+    assert rag.read(replied(cited), contexts=3) is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "six",
+        "### Reference\n1",
+        "### Answer\nsix",
+        "### Answer\nsix\n\n### Reference\n1",
+        "### Reference\n1\n\n### Answer\n  ",
+        "So: " + replied("1"),
+    ],
+)
+def test_a_reply_without_both_headings_and_an_answer_keeps_no_form(reply: str) -> None:
+    assert rag.read(reply, contexts=3) is None
+
+
+def test_texts_are_numbered_from_one_above_the_question() -> None:
+    system, user = rag.first_turns([" first \n", "second"], "Who?\n", "German")
+    assert user == {"role": "user", "content": "### Text 1\nfirst\n\n### Text 2\nsecond\n\n### Question\nWho?"}
+    assert system["role"] == "system"
+    assert "German" in system["content"]
+    assert "{" not in system["content"]
+
+
+def test_a_further_question_stands_alone_in_its_turn() -> None:
+    assert rag.next_turn(" And when? ") == {"role": "user", "content": "### Question\nAnd when?"}
