@@ -102,16 +102,20 @@ def is_finished(artifact: Path, settings: dict[str, Any], step: str) -> bool:
         return False
     if found["fingerprint"] == fingerprint(settings):
         return True
-    made = found["settings"]
+    made, now = found["settings"], json.loads(json.dumps(settings))
     differences = [
-        f"{key} was {made.get(key)!r} and is now {settings.get(key)!r}"
-        for key in sorted({*made, *settings})
-        if made.get(key) != settings.get(key)
+        f"{key} was {_shown(made, key)} and is now {_shown(now, key)}"
+        for key in sorted({*made, *now})
+        if _shown(made, key) != _shown(now, key)
     ]
     raise RunError(
         f"{artifact} was made with other settings: {'; '.join(differences)}. "
         f"Run again with --redo {step} to discard it and what was made from it, or give the job another name."
     )
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "absent"
 
 
 def finish(artifact: Path, step: str, settings: dict[str, Any], counts: dict[str, Any], seconds: float) -> None:
@@ -169,9 +173,10 @@ def count_rows(folder: Path) -> int:
 def hold_schema(folder: Path, schema: pa.Schema) -> None:
     """Raise when a written file has other columns or types than ``schema``."""
     for path in parquet_files(folder):
-        found = pq.read_schema(path).remove_metadata()
-        for field in schema:
-            assert found.field(field.name).type == field.type, f"{path}: {field.name} is {found.field(field.name).type}, not {field.type}"
+        found = {field.name: field.type for field in pq.read_schema(path)}
+        wanted = {field.name: field.type for field in schema}
+        for name in {**wanted, **found}:
+            assert found.get(name) == wanted.get(name), f"{path}: {name} is {found.get(name)}, not {wanted.get(name)}"
 
 
 def write_table(table: pa.Table, path: Path) -> None:

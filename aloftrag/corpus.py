@@ -23,7 +23,10 @@ def source_files(paths: list[str], key: str, kinds: set[str]) -> list[str]:
     """The files that paths and globs name, sorted; raises ``UsageError`` (naming ``key``) for none or one of another kind."""
     found: set[str] = set()
     for path in paths:
-        matches = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]
+        if "://" in path:
+            raise UsageError(f"{key}: {path}: object storage is not available yet; expected local paths")
+        # A name with brackets may be a file's own.
+        matches = [path] if Path(path).is_file() else [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]
         if not matches:
             raise UsageError(f"{key}: no file matches {path!r}")
         found.update(matches)
@@ -39,7 +42,7 @@ def check_columns(name: str, columns: list[str], key: str) -> None:
         return
     try:
         found = table_columns(name)
-    except (pl.exceptions.PolarsError, pa.ArrowException, ValueError, StopIteration) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, ValueError) as error:
         raise UsageError(f"{key}: {name}: cannot be read as a table ({' '.join(str(error).split())[:200]})") from error
     missing = [column for column in columns if column not in found]
     if missing:
@@ -53,9 +56,10 @@ def table_columns(name: str) -> list[str]:
         return pq.read_schema(name).names
     if suffix == ".csv":
         return pl.scan_csv(name).collect_schema().names()
-    with Path(name).open(encoding="utf-8") as file:
-        first = json.loads(next(line for line in file if line.strip()))
-    if not isinstance(first, dict):
+    with Path(name).open("rb") as file:
+        objects = (_json_object(line) for line in file if line.strip())
+        first = next((found for found in objects if found is not None), None)
+    if first is None:
         raise ValueError("expected an object a line")
     return list(first)
 
@@ -71,14 +75,17 @@ def normalised(text: str) -> str:
 
 
 def read_rows(name: str, text_column: str) -> Iterator[str | None]:
-    """The texts of one file, as they stand there; None for one that is missing or cannot be decoded."""
+    """The texts of one file, as they stand there; empty for one that is missing, None for one that cannot be decoded."""
     suffix = Path(name).suffix.lower()
     if suffix == ".parquet":
         for batch in pq.ParquetFile(name).iter_batches(_BATCH_ROWS, columns=[text_column]):
-            yield from (_as_text(value) for value in batch.column(0).to_pylist())
+            column = batch.column(0)
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                column = column.cast(pa.large_binary())  # decoded row by row, so that a broken one does not stop the file
+            yield from (_as_text(value) for value in column.to_pylist())
     elif suffix == ".csv":
         for batch in pl.scan_csv(name, infer_schema=False, encoding="utf8-lossy").select(text_column).collect_batches():
-            yield from (_as_text(value) for value in batch[text_column])
+            yield from (None if value and "\ufffd" in value else value or "" for value in batch[text_column])
     elif suffix == ".jsonl":
         with Path(name).open("rb") as file:
             for line in file:
@@ -107,12 +114,19 @@ def _as_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _json_text(line: bytes, text_column: str) -> str | None:
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    """The object in a line, None when there is none or it holds what is no text (half of a surrogate pair)."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()
     except ValueError:
         return None
-    return _as_text(row.get(text_column)) if isinstance(row, dict) else None
+    return row if isinstance(row, dict) else None
+
+
+def _json_text(line: bytes, text_column: str) -> str | None:
+    row = _json_object(line)
+    return None if row is None else _as_text(row.get(text_column))
 
 
 def _decoded(data: bytes) -> str | None:

@@ -4,6 +4,7 @@ An unknown key or a wrong type is an error before anything starts. ``load`` give
 one language of it with ``{language}`` filled in.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,7 +23,7 @@ Rating = Annotated[float, Field(ge=0, le=10)]
 class Section(BaseModel):
     """A part of the job file: unknown keys and silently converted types are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Corpus(Section):
@@ -219,6 +220,18 @@ class Job(Section):
         return code
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2 where 1.1 surprises: ``no`` is Norwegian, ``1e-3`` is a number."""
+
+
+_YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false|True|False|TRUE|FALSE"), list("tfTF"))
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789"))
+
+
 def load(path: str | Path, overrides: list[str] | None = None) -> Job:
     """Read and check a job file.
 
@@ -226,7 +239,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Job:
     Raises ``UsageError`` with one line that names the file, the key and what was expected.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _YamlLoader)
     except OSError as error:
         raise UsageError(f"{path}: cannot read the job file: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -251,7 +264,10 @@ def _set(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise UsageError(f"--set {override}: {parent} is not a section of the job file")
-    data[last] = yaml.safe_load(value)
+    try:
+        data[last] = yaml.load(value, _YamlLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: {value!r} is not a YAML value") from error
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

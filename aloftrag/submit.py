@@ -24,12 +24,13 @@ def submit(job_file: Path, job: Job, address: str, arguments: list[str]) -> dict
     ``arguments`` are further ones of ``aloftrag run``.
     """
     client = _client(address)
+    here = shlex.quote(str(Path.cwd()))
     ids = {}
     for language in job.languages:
         command = shlex.join(["-m", "aloftrag.cli", "run", str(job_file), "--language", language, *arguments])
         ids[language] = client.submit_job(
             # This machine's Python where the head has it too (one image, one shared folder), else the head's own.
-            entrypoint=f"PY={shlex.quote(sys.executable)}; [ -x $PY ] || PY=python; cd {shlex.quote(str(Path.cwd()))} && exec $PY {command}",
+            entrypoint=f"cd {here}; PYTHON={shlex.quote(sys.executable)}; [ -x $PYTHON ] || PYTHON=python; exec $PYTHON {command}",
             runtime_env={"env_vars": {"RAY_ADDRESS": "auto"}},
             metadata={"job": job.name, "language": language},
         )

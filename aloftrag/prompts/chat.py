@@ -4,6 +4,7 @@ Text is data: only the template's own parts may hold control tokens. Whatever st
 special tokens disabled, so a document that contains ``<|im_end|>`` cannot end its turn.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -32,30 +33,36 @@ class Piece:
 def render(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> list[Piece]:
     """The rendered chat as pieces; with ``ask`` it ends where the assistant begins to write.
 
-    A template without a system role (Gemma's, Mistral's) gets the system message in front of the first user message.
+    A template without a system role (Gemma's), or one that shows it only in the last turn (Mistral's), gets the system message
+    in front of the first user message.
     """
-    marks = [f"CONTENT{number}MARK" for number in range(len(messages))]
-    marked = [{"role": turn["role"], "content": mark} for turn, mark in zip(messages, marks, strict=True)]
-    rendered = _apply_template(tokenizer, marked, ask)
-    pieces = []
-    for number, mark in enumerate(marks):
-        before, found, rendered = rendered.partition(mark)
-        assert found, f"the chat template leaves out message {number} ({messages[number]['role']})"
-        pieces += [Piece(before, None), Piece(messages[number]["content"], number)]
-    return [*pieces, Piece(rendered, None)]
-
-
-def _apply_template(tokenizer: Any, messages: list[dict[str, str]], ask: bool) -> str:
     from jinja2 import TemplateError
 
+    marks = [f"CONTENT{number}MARK" for number in range(len(messages))]
+    marked = [message(turn["role"], mark) for turn, mark in zip(messages, marks, strict=True)]
+    contents = [turn["content"] for turn in messages]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except TemplateError:
+        return _pieces(tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=ask), marks, contents)
+    except (TemplateError, _MessageMissing):
         if messages[0]["role"] != "system":
             raise
-    system, first, *rest = messages
-    first = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
-    return tokenizer.apply_chat_template([first, *rest], tokenize=False, add_generation_prompt=ask)
+    system, first, *rest = marked
+    merged = [message(first["role"], f"{system['content']}\n\n{first['content']}"), *rest]
+    return _pieces(tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=ask), marks, contents)
+
+
+class _MessageMissing(ValueError):
+    """A chat template leaves out a message, or changes the order."""
+
+
+def _pieces(rendered: str, marks: list[str], contents: list[str]) -> list[Piece]:
+    pieces = []
+    for turn, (mark, content) in enumerate(zip(marks, contents, strict=True)):
+        before, found, rendered = rendered.partition(mark)
+        if not found:
+            raise _MessageMissing(f"the chat template leaves out message {turn}")
+        pieces += [Piece(before, None), Piece(content, turn)]
+    return [*pieces, Piece(rendered, None)]
 
 
 def encode_template(tokenizer: Any, text: str) -> list[int]:
@@ -65,7 +72,36 @@ def encode_template(tokenizer: Any, text: str) -> list[int]:
 
 def encode_content(tokenizer: Any, text: str) -> list[int]:
     """Token ids of what stands inside a message: nothing in it is special."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+    ids: list[int] = []
+    for stretch in _without_added_tokens(tokenizer, text):
+        ids += tokenizer(stretch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def content_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """For each token of ``encode_content``, where it begins and ends in the text."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for stretch in _without_added_tokens(tokenizer, text):
+        encoded = tokenizer(stretch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        spans += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
+        start += len(stretch)
+    return spans
+
+
+def _without_added_tokens(tokenizer: Any, text: str) -> list[str]:
+    """The text in stretches of which none holds an added token whole.
+
+    ``split_special_tokens`` covers those that are marked special; some models register role tokens that are not.
+    """
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if not token.special and len(str(token).strip()) > 1]
+    present = [token for token in added if token in text]
+    if not present:
+        return [text] if text else []
+    cut = re.sub(
+        "|".join(re.escape(token) for token in sorted(present, key=len, reverse=True)), lambda found: f"{found[0][0]}\0{found[0][1:]}", text
+    )
+    return [stretch for stretch in cut.split("\0") if stretch]
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message], prefill: str = "") -> list[int]:

@@ -3,6 +3,7 @@
 import re
 from functools import cache
 
+from aloftrag.languages import CLOSE
 from aloftrag.prompts import write_qa
 
 # Ways to speak of the text that make no sense to a reader who does not see it.
@@ -29,7 +30,8 @@ def wrong_language(text: str, language_code: str) -> bool | None:
 
     if language_code not in _known_languages():
         return None
-    return py3langid.classify(text)[0] != language_code
+    found = py3langid.classify(text)[0]
+    return found != language_code and not any({found, language_code} <= close for close in CLOSE)
 
 
 def refers_to_text(question: str, language_code: str) -> bool | None:

@@ -25,7 +25,8 @@ MAX_TOKENS = 512
 PLAIN_MAX_TOKENS = 96  # of a model that needs worked examples, what is longer goes round in circles
 _HEADED_REPLY = re.compile(r"\s*(\S.*?)\s*### Answer\s*(\S.*?)\s*", re.DOTALL)
 _PLAIN_REPLY = re.compile(r"\s*(\S[^\n]*)\nAnswer:\s*(\S[^\n]*?)\s*")
-_SENTENCE_END = re.compile(r"(?<=[.!?…。！？؟।])\s+|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?…؟।])\s+|(?<=[。！？])|\n+")
+_HEADING = re.compile(r"#{1,6}\s")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def prompt(text: str, part: str | None, language_code: str, language: str, examp
     if examples:
         shown = "".join(f"Text: {example.text}\nQuestion: {example.question}\nAnswer: {example.answer}\n\n" for example in examples)
         task = "Write a question that the text answers, and its short answer. The question names what it is about."
-        asked = " ".join((f"{heading(text)}: {part}" if heading(text) else part).split()) if part else text
+        asked = text if part is None else f"{heading(text)}: {part}" if heading(text) else part
+        asked = " ".join(asked.split())  # blank lines part the examples
         return PlainPrompt(f"{task}\n\n{shown}Text: {asked}\nQuestion:", PLAIN_MAX_TOKENS, stop="\n\n")
     task = f'\n\n### Task\nAsk about this part: "{part}"' if part else ""
     messages = [message("system", SYSTEM.format(language=language)), message("user", f"### Text\n{text}{task}")]
@@ -65,7 +67,7 @@ def read(reply: str) -> QuestionAnswer | None:
 def heading(text: str) -> str:
     """A text's Markdown heading, empty when it does not begin with one."""
     first, _, rest = text.strip().partition("\n")
-    return first.lstrip("# ").strip() if first.startswith("#") and rest.strip() else ""
+    return first.lstrip("# ").strip() if _HEADING.match(first) and rest.strip() else ""
 
 
 def normalised(question: str) -> str:
@@ -75,7 +77,7 @@ def normalised(question: str) -> str:
 
 def parts(text: str, count: int) -> list[str]:
     """At most ``count`` stretches of whole sentences, of about equal length, that make up the text."""
-    sentences = [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip() and not sentence.startswith("#")]
+    sentences = [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip() and not _HEADING.match(sentence)]
     total = sum(map(len, sentences))
     groups: list[list[str]] = []
     seen = 0

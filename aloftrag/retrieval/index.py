@@ -36,7 +36,7 @@ class ExactIndex:
 
     def similarity(self, queries: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         """The similarity of query i to text ``ids[i]``, float64 [queries]."""
-        positions = np.searchsorted(self.ids, np.asarray(ids))
+        positions = np.minimum(np.searchsorted(self.ids, np.asarray(ids)), len(self) - 1)
         assert (self.ids[positions] == np.asarray(ids)).all(), "a text that is not in the index"
         return np.einsum("qd,qd->q", queries.astype(np.float64), self._vectors[positions].astype(np.float64))
 

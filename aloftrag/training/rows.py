@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aloftrag.prompts import rag
-from aloftrag.prompts.chat import Message, encode_content, encode_template, render
+from aloftrag.prompts.chat import Message, content_spans, encode_content, encode_template, render
 
 # What a token is a target of.
 NONE, CITATION, ANSWER = 0, 1, 2
@@ -35,21 +35,45 @@ def training_row(tokenizer: Any, chat_id: str, messages: Sequence[Message]) -> T
         token_ids.extend(ids)
         targets.extend([target] * len(ids))
 
-    after_reply = False
-    for piece in render(tokenizer, messages, ask=False):
-        if piece.turn is None:
-            ids = encode_template(tokenizer, piece.text)
-            if after_reply:  # the model must learn to stop
-                assert ids, "the chat template ends a reply with nothing"
-                add(ids[:1], ANSWER)
-                ids = ids[1:]
-            add(ids, NONE)
-        elif messages[piece.turn]["role"] == "assistant":
-            heading, cited, rest = rag.reply_parts(piece.text)
-            add(encode_content(tokenizer, heading), ANSWER)
-            add(encode_content(tokenizer, cited), CITATION)
-            add(encode_content(tokenizer, rest), ANSWER)
-        else:
+    def is_reply(turn: int | None) -> bool:
+        return turn is not None and messages[turn]["role"] == "assistant"
+
+    pieces = render(tokenizer, messages, ask=False)
+    for number, piece in enumerate(pieces):
+        if is_reply(piece.turn):
+            token_ids.extend(encode_content(tokenizer, piece.text))
+            targets.extend(_reply_targets(tokenizer, piece.text))
+        elif piece.turn is not None:
             add(encode_content(tokenizer, piece.text), NONE)
-        after_reply = piece.turn is not None and messages[piece.turn]["role"] == "assistant"
+        else:
+            text = piece.text
+            if number and is_reply(pieces[number - 1].turn):  # the model must learn to stop
+                end, text = _end_of_turn(tokenizer, text)
+                add(end, ANSWER)
+            following = pieces[number + 1].turn if number + 1 < len(pieces) else None
+            if following is not None and is_reply(following):
+                # What a template puts between the question's end and the reply when it shows a finished reply (Mistral: a space)
+                # has to be written by the model when it is asked, so it is learned.
+                asked = render(tokenizer, messages[:following], ask=True)[-1].text
+                extra = piece.text.removeprefix(asked) if piece.text.startswith(asked) else ""
+                add(encode_template(tokenizer, text[: len(text) - len(extra)]), NONE)
+                add(encode_template(tokenizer, extra), ANSWER)
+            else:
+                add(encode_template(tokenizer, text), NONE)
     return TrainingRow(chat_id, token_ids, targets)
+
+
+def _reply_targets(tokenizer: Any, reply: str) -> list[int]:
+    """CITATION for the tokens that hold a cited number, ANSWER for the others."""
+    heading, cited, _ = rag.reply_parts(reply)
+    first, last = len(heading), len(heading) + len(cited)
+    return [CITATION if start < last and end > first else ANSWER for start, end in content_spans(tokenizer, reply)]
+
+
+def _end_of_turn(tokenizer: Any, text: str) -> tuple[list[int], str]:
+    """The token that ends a reply, and the rest of the template's text behind it."""
+    ids = encode_template(tokenizer, text)
+    assert ids, "the chat template ends a reply with nothing"
+    end = tokenizer.decode(ids[:1], skip_special_tokens=False)
+    assert text.startswith(end), f"the chat template ends a reply with {text!r}, not with a token of its own"
+    return ids[:1], text.removeprefix(end)

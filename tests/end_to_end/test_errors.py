@@ -80,7 +80,9 @@ def test_an_unknown_kind_of_file_is_exit_code_2(job_file: Any, tmp_path: Path, c
     fails(["run", str(path)], 2, "corpus.paths", "talk.pptx", ".parquet", capsys=capsys)
 
 
-def test_a_model_folder_without_weights_is_exit_code_2(job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_without_weights_is_exit_code_2(
+    job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     path = job_file(models={"llm": str(tmp_path / "model")})

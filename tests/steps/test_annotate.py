@@ -144,6 +144,7 @@ def text_number(user: str) -> int:
 
 def mixed_replies() -> Any:
     """Of every four texts: two questions, rated too low, no rating, one question and one that is no question."""
+
     def rate(user: str) -> str:
         return ["09", "03", "nothing", "10"][text_number(user) % 4]
 

@@ -250,13 +250,13 @@ def merge_nothing(model: str, adapter: Path, destination: Path) -> None:
 
 @pytest.fixture
 def answered(mined_run: tuple[Run, dict[str, Any]], tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``answered(job settings, splits, base=..., adapter=...)``: the run after the step, and its counts; ``splits`` by text."""
+    """``answered(job settings, base=..., adapter=...)``: the run after the step, and its counts; nothing is held out."""
 
-    def make(change: dict[str, Any], splits: dict[str, str], **reply_of: Callable[[Any], str | None]) -> tuple[Run, dict[str, Any]]:
+    def make(change: dict[str, Any], **reply_of: Callable[[Any], str | None]) -> tuple[Run, dict[str, Any]]:
         folder = tmp_path / "answered"
         shutil.copytree(mined_run[0].folder, folder)
         selected = [
-            {"question_id": mined.id_of(key), "text_id": mined.IDS[key[:-2]], "split": splits.get(key[:-2], "train"), "drop_reason": None}
+            {"question_id": mined.id_of(key), "text_id": mined.IDS[key[:-2]], "split": "train", "drop_reason": None}
             for key in mined.QUESTIONS
         ]
         tables.write(folder / "selection", schemas.SELECTION, selected)
@@ -289,7 +289,7 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
     def base(prompt: Any) -> str:
         return "I do not know." if prompt.form is None else "### Reference\n1, 2, 3\n\n### Answer\nsomething"
 
-    run, counts = answered({"evaluation": {"gold": str(gold)}}, {}, base=base, adapter=cites_by_word(words))
+    run, counts = answered({"evaluation": {"gold": str(gold)}}, base=base, adapter=cites_by_word(words))
 
     assert counts == {
         "questions": 4,
@@ -329,23 +329,19 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
     assert [row["question_id"] for row in answers["base"]] == [row["question_id"] for row in answers["adapter"]]
 
 
-def test_without_gold_held_out_questions_are_asked_and_a_base_that_keeps_the_form_is_left_free(answered: Any) -> None:
-    run, counts = answered({}, {"bee": "held_out", "owl": "held_out"}, base=cites_first(), adapter=cites_first("2"))
+def test_a_base_that_keeps_the_form_by_itself_is_left_free_and_so_is_the_adapter(answered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(run: Run, destination: Path, work: Path) -> dict[str, Any]:
+        tables.write(destination, schemas.QUESTIONS, [question(f"q{n}") for n in range(10)], files=2)
+        return {"questions": 10}
 
-    assert counts == {
-        "questions": 3,
-        "questions_from": "held_out",
-        "texts_added": 0,
-        "constrained": False,
-        "base_format_ok_free": 1.0,
-    }
-    answers = {variant: tables.read(run.artifact("answers") / variant, "question_id") for variant in ("base", "adapter")}
-    asked = sorted(mined.id_of(key) for key in ("bee-0", "owl-0", "owl-1"))
-    assert [row["question_id"] for row in answers["base"]] == [row["question_id"] for row in answers["adapter"]] == asked
-    assert [row["cited_positions"] for row in answers["base"]] == [[1]] * 3
-    assert [row["cited_positions"] for row in answers["adapter"]] == [[2]] * 3
-    by_id = {row["question_id"]: row for row in answers["base"]}
-    assert by_id[mined.id_of("bee-0")]["gold_answers"] == ["answer bee-0"]
+    monkeypatch.setattr(answer_questions, "_prepare_questions", prepare)
+    run, counts = answered({}, base=cites_first(), adapter=cites_first("2"))
+
+    assert counts == {"questions": 10, "constrained": False, "base_format_ok_free": 1.0}
+    for variant, cited in (("base", [1]), ("adapter", [2])):
+        rows = tables.read(run.artifact("answers") / variant, "question_id")
+        assert [row["question_id"] for row in rows] == [f"q{n}" for n in range(10)]
+        assert all(row["cited_positions"] == cited for row in rows)
 
 
 def cites_first(position: str = "1") -> Callable[[Any], str]:
@@ -355,4 +351,4 @@ def cites_first(position: str = "1") -> Callable[[Any], str]:
 
 def test_no_question_at_all_is_an_error(answered: Any) -> None:
     with pytest.raises(RunError, match=r"evaluation\.gold"):
-        answered({}, {}, base=cites_first(), adapter=cites_first())
+        answered({}, base=cites_first(), adapter=cites_first())

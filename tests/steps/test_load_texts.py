@@ -97,7 +97,9 @@ def test_rows_without_a_text_are_left_out_and_counted(load: Any, tmp_path: Path)
     (tmp_path / "c.md").write_bytes(b"\n")  # empty
     pl.DataFrame({"text": ["Another text.", None, ""]}).write_parquet(tmp_path / "d.parquet")  # two empty
 
-    counts, texts = load({"paths": [str(tmp_path / "*.jsonl"), str(tmp_path / "b.txt"), str(tmp_path / "c.md"), str(tmp_path / "d.parquet")]})
+    counts, texts = load(
+        {"paths": [str(tmp_path / "*.jsonl"), str(tmp_path / "b.txt"), str(tmp_path / "c.md"), str(tmp_path / "d.parquet")]}
+    )
 
     assert sorted(texts["text"]) == ["Another text.", "One text."]
     assert counts == {"files": 4, "read": 2, "empty": 8, "undecodable": 5, "texts": 2, "copies_merged": 0}

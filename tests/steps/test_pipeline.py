@@ -98,7 +98,7 @@ def test_one_step_alone_needs_those_before_it(called: list[str], run_of: Callabl
         ({"annotation": {"rate_qa": True}}, "annotate", "rate_qa"),
         ({"negatives": {"contexts": 5}}, "mine_negatives", "negatives.contexts was 10 and is now 5"),
         ({"models": {**MODELS, "embedder_prompts": {"query": "q: "}}}, "mine_negatives", "models.embedder_prompts was None"),
-        ({"annotation": {"qa_threshold": 5}}, "assemble_chats", "annotation.qa_threshold was 8 and is now 5"),
+        ({"annotation": {"qa_threshold": 5}}, "assemble_chats", "annotation.qa_threshold was 8.0 and is now 5.0"),
         ({"seed": 1}, "assemble_chats", "seed was 0 and is now 1"),
         ({"training": {"epochs": 2}}, "tune_adapter", "epochs"),
         ({"evaluation": {"max_questions": 3}}, "answer_questions", "evaluation.max_questions was None and is now 3"),

@@ -42,7 +42,7 @@ def test_an_artifact_made_with_other_settings_stops_and_names_what_differs_and_w
     error = str(caught.value)
     assert str(tmp_path) in error
     assert "seed was 0 and is now 7" in error
-    assert "new was None and is now True" in error
+    assert "new was absent and is now True" in error
     assert "--redo annotate" in error
     assert "models.llm" not in error
 
