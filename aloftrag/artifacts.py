@@ -253,6 +253,9 @@ def map_rows(
     destination.mkdir(parents=True, exist_ok=True)
     for number, groups in enumerate(_slices(_row_groups(source))):
         checkpoint = checkpoints / f"slice-{number:05d}"
+        committed = [path for path in parquet_files(checkpoint) if not path.name.endswith(".pending.parquet")]
+        if sum(pq.ParquetFile(path).metadata.num_rows for path in committed) == sum(rows for _, _, rows in groups):
+            continue  # killed after the last write: no engine has to start to find nothing to do
         dataset = _dataset(groups, columns)
         # The manifest is written first and the checkpoint deleted after: a success that deletes it early would double the rows.
         dataset.context.checkpoint_config = CheckpointConfig(

@@ -40,6 +40,12 @@ def refers_to_text(question: str, language_code: str) -> bool | None:
     return None if pattern is None else re.search(pattern, question, re.IGNORECASE) is not None
 
 
+def answer_repeats_question(question: str, answer: str) -> bool:
+    """Whether the answer is a stretch of at least three words of its question: it says nothing."""
+    words = write_qa.normalised(answer)
+    return words.count(" ") >= 2 and f" {words} " in f" {write_qa.normalised(question)} "
+
+
 def copies_instruction(question: str) -> bool:
     """Whether a question repeats six words in a row of the instruction to write one."""
     words = write_qa.normalised(question).split()

@@ -112,6 +112,8 @@ async def _question(engine: Engine, text: str, part: str | None, job: Job) -> Ro
             **question,
             "error": "the reply was cut at the token limit" if not completion.ended else "no question and answer in the reply",
         }
+    if flaws.answer_repeats_question(written.question, written.answer):
+        return {**question, "error": "the answer repeats the question"}
     question |= {
         "question": written.question,
         "answer": written.answer,

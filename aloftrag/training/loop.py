@@ -150,7 +150,7 @@ def _step(
     for batch in _on_device(own, settings.max_tokens, device):
         part = loss_sums(model, batch)
         weighted(part.citation, part.answer, citation_tokens, answer_tokens, settings.citation_weight).backward()
-        sums += torch.tensor([float(part.citation), float(part.answer), part.citations_right], dtype=torch.float64)
+        sums += torch.tensor([part.citation.item(), part.answer.item(), part.citations_right], dtype=torch.float64)
     if worker.count > 1:
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -172,7 +172,7 @@ def _validate(model: Any, rows: Sequence[TrainingRow], settings: Training, devic
     with torch.no_grad():
         for batch in _on_device(rows, settings.max_tokens, device):
             part = loss_sums(model, batch)
-            values = (float(part.citation), float(part.answer), part.citations_right, part.citation_tokens, part.answer_tokens)
+            values = (part.citation.item(), part.answer.item(), part.citations_right, part.citation_tokens, part.answer_tokens)
             totals = [total + value for total, value in zip(totals, values, strict=True)]
     model.train()
     citation, answer, right, citation_tokens, answer_tokens = totals

@@ -28,7 +28,9 @@ def loss_sums(model: Any, batch: Batch) -> LossSums:
 
     predicts = batch.targets[:, 1:]  # the token at i is predicted from those up to i - 1
     columns = (predicts != NONE).any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, logits_to_keep=columns).logits.float()
+    # Without a mask attention is plainly causal, which is faster; one is needed only for padding.
+    mask = None if batch.attention_mask.all() else batch.attention_mask
+    logits = model(input_ids=batch.token_ids, attention_mask=mask, logits_to_keep=columns).logits.float()
     labels, kinds = batch.token_ids[:, 1:][:, columns], predicts[:, columns]
     losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     is_citation, is_answer = kinds == CITATION, kinds == ANSWER

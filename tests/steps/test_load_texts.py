@@ -91,18 +91,18 @@ def test_rows_without_a_text_are_left_out_and_counted(load: Any, tmp_path: Path)
         b'{"text": "\xff\xfe"}',  # undecodable
         b'{"text": 12}',  # not a text: undecodable
         b'["no object"]',  # undecodable
+        b'{"text": "half a pair: \\ud800"}',  # undecodable
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 in Latin-1")  # undecodable
     (tmp_path / "c.md").write_bytes(b"\n")  # empty
     pl.DataFrame({"text": ["Another text.", None, ""]}).write_parquet(tmp_path / "d.parquet")  # two empty
+    (tmp_path / "e.csv").write_bytes(b"text,n\ncaf\xe9 in Latin-1,1\n,2\nA third text.,3\n")  # undecodable, empty
 
-    counts, texts = load(
-        {"paths": [str(tmp_path / "*.jsonl"), str(tmp_path / "b.txt"), str(tmp_path / "c.md"), str(tmp_path / "d.parquet")]}
-    )
+    counts, texts = load({"paths": [str(tmp_path / "[a-e].*")]})
 
-    assert sorted(texts["text"]) == ["Another text.", "One text."]
-    assert counts == {"files": 4, "read": 2, "empty": 8, "undecodable": 5, "texts": 2, "copies_merged": 0}
+    assert sorted(texts["text"]) == ["A third text.", "Another text.", "One text."]
+    assert counts == {"files": 5, "read": 3, "empty": 9, "undecodable": 7, "texts": 3, "copies_merged": 0}
 
 
 def test_the_language_stands_in_the_path(load: Any, tmp_path: Path) -> None:

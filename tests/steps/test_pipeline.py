@@ -129,7 +129,7 @@ def test_changed_documents_are_another_corpus(called: list[str], run_of: Callabl
     go(run_of())
     run = run_of()
     (tmp_path / "texts.jsonl").write_text('{"text": "one"}\n{"text": "three"}\n')
-    with pytest.raises(RunError, match="corpus files was .* --redo load_texts"):
+    with pytest.raises(RunError, match=r"corpus files was .* --redo load_texts"):
         go(run)
 
 
