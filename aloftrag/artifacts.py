@@ -33,13 +33,13 @@ SLICE_ROWS = 1_000_000  # a checkpoint holds the finished ids in memory
 class Run:
     """One language of a job in its run folder."""
 
-    job: Job  # made by Job.for_language
+    job: Job  # one language, resolved
     folder: Path
 
     @classmethod
     def of(cls, job: Job, language: str, runs: str | Path) -> "Run":
         """The run of one language of ``job`` below the folder ``runs``."""
-        return cls(job.for_language(language), Path(runs).resolve() / job.name / language)
+        return cls(job.for_language(language).resolved(), Path(runs).resolve() / job.name / language)
 
     def artifact(self, name: str) -> Path:
         """The folder of an artifact."""

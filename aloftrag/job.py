@@ -213,6 +213,18 @@ class Job(Section):
         data["evaluation"]["gold"] = [path.replace("{language}", code) for path in self.evaluation.gold_paths] or None
         return Job.model_validate(data)
 
+    def resolved(self) -> "Job":
+        """This job with every ``auto`` that can change the result decided, from the job alone."""
+        data = self.model_dump()
+        for section, key, value in (
+            ("annotation", "layout", "instructions-first"),
+            ("negatives", "index", "exact"),
+            ("training", "batching", "by-length"),
+        ):
+            if data[section][key] == "auto":
+                data[section][key] = value
+        return Job.model_validate(data)
+
     @property
     def language(self) -> str:
         """The language of a job made by ``for_language``."""

@@ -1,5 +1,6 @@
 """``aloftrag submit``, ``cancel`` and ``logs``: a job file's languages as Ray jobs, through Ray's job API."""
 
+import os
 import shlex
 import sys
 import time
@@ -11,7 +12,7 @@ from aloftrag.errors import RunError
 from aloftrag.job import Job
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
 _FOLLOW_SECONDS = 2
 
@@ -39,16 +40,19 @@ def submit(job_file: Path, job: Job, address: str, arguments: list[str]) -> dict
 
 def follow(address: str, ids: dict[str, str]) -> Iterator[tuple[str, str]]:
     """(language, status) whenever a job's status changes, until all have ended."""
+    from requests import ConnectionError as NoConnection
+
     client = _client(address)
-    seen: dict[str, str] = {}
-    while True:
+    seen: dict[str, JobStatus] = {}
+    while not all(language in seen and seen[language].is_terminal() for language in ids):
         for language, submission_id in ids.items():
-            status = client.get_job_status(submission_id)
-            if seen.get(language) != status.value:
-                seen[language] = status.value
+            try:
+                status = client.get_job_status(submission_id)
+            except NoConnection as error:
+                raise RunError(f"--address {address}: the job server answers no more; the jobs may go on without it") from error
+            if seen.get(language) != status:
+                seen[language] = status
                 yield language, status.value
-        if all(client.get_job_status(submission_id).is_terminal() for submission_id in ids.values()):
-            return
         time.sleep(_FOLLOW_SECONDS)
 
 
@@ -63,9 +67,20 @@ def logs(address: str, submission_id: str) -> str:
 
 
 def _client(address: str) -> "JobSubmissionClient":
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads the token itself, but only when told so before it is imported
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise RunError(f"--address {address}: the cluster wants a token; put it in RAY_AUTH_TOKEN or ~/.ray/auth_token") from error
     except ConnectionError as error:
         raise RunError(f"--address {address}: no Ray job server answers there; expected the head's dashboard, http://HEAD:8265") from error
+
+
+def _has_token() -> bool:
+    """Whether a token is where Ray looks for one."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")
+    return "RAY_AUTH_TOKEN" in os.environ or Path(path).is_file()

@@ -34,14 +34,13 @@ Row = dict[str, Any]
 
 def settings(run: Run) -> dict[str, Any]:
     """Everything that can change the annotations, beside the texts."""
-    annotation = run.job.annotation.model_dump(mode="json", exclude={"drop", "qa_threshold", "max_failed", "layout"})
+    annotation = run.job.annotation.model_dump(mode="json", exclude={"drop", "qa_threshold", "max_failed"})
     if not run.job.annotation.stop_early:
         del annotation["text_threshold"]  # every text gets its questions, so the threshold only selects afterwards
     return {
         "language": run.job.language,
         "models.llm": models.identity(run.job.models.llm, "llm"),
         "annotation": annotation,
-        "annotation.layout": "instructions-first",
         "training.max_tokens": run.job.training.max_tokens,  # the longest prompt
         "engine.options": run.job.engine.options,
     }

@@ -34,7 +34,7 @@ def settings(run: Run) -> dict[str, Any]:
         "models.embedder": models.identity(run.job.models.embedder, "embedder"),
         "models.embedder_prompts": prompts.model_dump() if prompts else None,
         "negatives.contexts": run.job.contexts,
-        "negatives.index": "exact",
+        "negatives.index": run.job.negatives.index,
     }
 
 

