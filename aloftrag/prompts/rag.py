@@ -18,6 +18,7 @@ hold the answer, separated by commas. Then write the heading ### Answer and unde
 REFERENCE = "### Reference\n"
 ANSWER = "\n\n### Answer\n"
 _REPLY = re.compile(r"\s*### Reference\s*\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?\s*### Answer\s*(\S.*)", re.DOTALL)
+_BEGINNING = re.compile(r"\s*### Reference\s*(\[?\s*(\d[\d,\s]*)?\]?\s*)(#.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ def read(reply: str, contexts: int) -> Reply | None:
     return Reply(cited, found[2].strip())
 
 
+def may_keep_form(beginning: str) -> bool:
+    """Whether a reply that begins so can still keep the form.
+
+    >>> [may_keep_form(beginning) for beginning in ("### Ref", "### Reference\\n2", "### Reference\\nText 2", "The lift")]
+    [True, True, False, False]
+    """
+    return _BEGINNING.fullmatch(beginning) is not None or "### Reference".startswith(beginning.lstrip())
+
+
 def reply_tokens(max_tokens: int) -> int:
     """The longest reply within conversations of ``max_tokens``: the paper's 2,048 of 20,000, in proportion."""
     return max_tokens // 10
@@ -78,4 +88,4 @@ def form(contexts: int) -> str:
     """The regular expression of the asked form: 1 to ``contexts`` different positions, ascending, then a line of answer."""
     beginnings = range(1, contexts + 1)
     lists = "|".join(str(first) + "".join(f"(, {later})?" for later in range(first + 1, contexts + 1)) for first in beginnings)
-    return rf"### Reference\n({lists})\n\n### Answer\n[^\n]{{1,400}}"
+    return rf"### Reference\n({lists})\n\n### Answer\n[^\n]{{1,240}}"

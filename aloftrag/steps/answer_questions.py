@@ -17,7 +17,7 @@ import pyarrow as pa
 from aloftrag import artifacts, languages, models, schemas, seeds
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
-from aloftrag.engine import Engine, PromptTooLong, StartEngine, pool, starter
+from aloftrag.engine import Completion, Engine, PromptTooLong, StartEngine, pool, starter
 from aloftrag.errors import RunError
 from aloftrag.evaluation import questions as evaluation_questions
 from aloftrag.evaluation.questions import Questions
@@ -36,11 +36,12 @@ NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives", "chats", "adapter
 VERSION = 1
 
 FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
+_BEGINNING_TOKENS = 16  # enough to see whether a reply begins in the asked form
 _ASKED = pa.schema([schemas.QUESTIONS.field(name) for name in ("question_id", "text_id", "question", "gold_answers")])
 _REPLIES = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
-        pa.field("free", pa.string()),  # null: not asked, or cut at the token limit
+        pa.field("free", pa.string()),  # null: not asked, out of form from the beginning, or cut at the token limit
         pa.field("constrained", pa.string()),
     ]
 )
@@ -121,16 +122,25 @@ def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrai
 async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max_tokens: int) -> Row:
     """Replies to one question, free and in the asked form; a row of ``_REPLIES``."""
     reply: Row = {"question_id": row["question_id"]}
-    forms: dict[str, str | None] = {"free": None} if free else {}
-    if constrained:
-        forms["constrained"] = rag.form(len(row["context_ids"]))
-    for name, form in forms.items():
-        try:
-            completion = await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form))
-        except PromptTooLong:  # a positive that does not fit alone: unanswered, and so counted as wrong
-            continue
-        reply[name] = completion.text if completion.ended else None
+    try:
+        if free and (not constrained or await _may_keep_form(engine, row)):
+            reply["free"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens)))
+        if constrained:
+            form = rag.form(len(row["context_ids"]))
+            reply["constrained"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form)))
+    except PromptTooLong:  # a positive that does not fit alone: unanswered, and so counted as wrong
+        pass
     return reply
+
+
+async def _may_keep_form(engine: Engine, row: Row) -> bool:
+    """Whether the free reply begins in the asked form; one that does not need not be written to its end."""
+    beginning = await engine.complete(ChatPrompt(row["messages"], _BEGINNING_TOKENS))
+    return rag.may_keep_form(beginning.text)
+
+
+def _ended(completion: Completion) -> str | None:
+    return completion.text if completion.ended else None
 
 
 class _Contexts:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aloftrag import schemas
-from aloftrag.engine import PromptTooLong
+from aloftrag.engine import Completion, PromptTooLong
 from aloftrag.engine.scripted import ScriptedEngine
 from aloftrag.errors import RunError
 from aloftrag.steps import annotate
@@ -96,6 +96,18 @@ def test_a_reply_that_cannot_be_used_is_kept_with_an_error(reply: str | None, er
     assert question["reply"] == (reply or "")
     assert error in question["error"]
     assert question.keys() == {"reply", "error"}
+
+
+def test_what_stands_before_the_cut_is_not_taken_for_a_reply(new_run: Any) -> None:
+    class CutEngine(ScriptedEngine):
+        async def complete(self, prompt: Any) -> Completion:
+            return Completion((await super().complete(prompt)).text, ended=False)
+
+    engine = CutEngine(by_kind(rate_text="10", write_qa=GOOD_QUESTION))
+    job = new_run(annotation={"stop_early": False}).job
+    row = asyncio.run(annotate.annotate_text(engine, {"text_id": "t", "text": TEXT}, job))
+    assert (row["text_rating"], row["text_rating_reply"]) == (None, "10")
+    assert row["questions"] == [{"reply": GOOD_QUESTION, "error": "the reply was cut at the token limit"}]
 
 
 def test_each_part_of_a_text_gets_a_question_and_a_repeated_one_becomes_an_error(annotated: Any) -> None:

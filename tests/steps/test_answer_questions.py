@@ -34,6 +34,7 @@ from tests.steps.tables import Row
         ("a", 30, "abc", False),
         ("c", 30, "abc", False),
         ("p", 30, "abp", True),  # another text replaces the least similar
+        ("p", 99, "abp", True),  # also where it would fit beside it
         ("a", 29, "ab", False),  # only as many as fit
         ("p", 29, "ap", True),
         ("long", 35, "a long", True),  # and more of them when it is longer

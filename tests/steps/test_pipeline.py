@@ -125,6 +125,14 @@ def test_a_step_of_another_version_is_stale(called: list[str], run_of: Callable[
         go(run_of())
 
 
+def test_what_was_made_from_another_artifact_is_stale(called: list[str], run_of: Callable[..., Run]) -> None:
+    go(run_of())
+    (run_of().artifact("annotations") / artifacts.MANIFEST).unlink()  # made again by hand, with other settings
+    go(run_of(annotation={"rate_qa": True}), only="annotate")
+    with pytest.raises(RunError, match=r"annotations \(fingerprint\) was .* --redo mine_negatives"):
+        go(run_of(annotation={"rate_qa": True}))
+
+
 def test_changed_documents_are_another_corpus(called: list[str], run_of: Callable[..., Run], tmp_path: Path) -> None:
     go(run_of())
     run = run_of()
