@@ -203,15 +203,29 @@ def test_a_position_must_be_among_the_contexts_of_its_own_question() -> None:
     assert [row["cited_positions"] for row in rows] == [None, [3]]
 
 
-@pytest.mark.parametrize(("free", "constrained"), [(True, False), (False, True), (True, True)])
-def test_a_question_is_asked_freely_or_in_the_asked_form_or_both(free: bool, constrained: bool) -> None:
-    def reply(prompt: Any) -> str | None:
-        return "freely" if prompt.form is None else f"held to {prompt.form}"
+@pytest.mark.parametrize(
+    ("free", "constrained", "by_itself", "wanted", "asked"),
+    [
+        (True, False, "Text 2.", {"free": "Text 2."}, ["free"]),
+        (False, True, "Text 2.", {"constrained": "held"}, ["held"]),
+        (True, True, replied("2"), {"free": replied("2"), "constrained": "held"}, ["beginning", "free", "held"]),
+        # A reply that leaves the form at its beginning is not written to its end, where it would not be used.
+        (True, True, "Text 2.", {"constrained": "held"}, ["beginning", "held"]),
+    ],
+)
+def test_a_question_is_asked_freely_or_in_the_asked_form_or_both(
+    free: bool, constrained: bool, by_itself: str, wanted: Row, asked: list[str]
+) -> None:
+    calls = []
 
-    ask = answer_questions.answer(ScriptedEngine(reply), question("q", contexts=4), free=free, constrained=constrained, max_tokens=9)
-    wanted = {"free": "freely"} if free else {}
-    wanted |= {"constrained": f"held to {rag.form(4)}"} if constrained else {}
+    def reply(prompt: Any) -> str | None:
+        calls.append("held" if prompt.form else "free" if prompt.max_tokens == 99 else "beginning")
+        assert prompt.form in (None, rag.form(4))
+        return "held" if prompt.form else by_itself
+
+    ask = answer_questions.answer(ScriptedEngine(reply), question("q", contexts=4), free=free, constrained=constrained, max_tokens=99)
     assert asyncio.run(ask) == {"question_id": "q", **wanted}
+    assert calls == asked
 
 
 def test_a_cut_reply_and_a_prompt_too_long_are_no_replies() -> None:
@@ -322,7 +336,7 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
     answers = {variant: tables.read(run.artifact("answers") / variant, "question") for variant in ("base", "adapter")}
     for row in answers["base"]:
         assert (row["variant"], row["cited_positions"], row["answer"]) == ("base", [1, 2, 3], "something")
-        assert row["completion_free"] == "I do not know."
+        assert row["completion_free"] is None  # out of the form from its beginning
     for row in answers["adapter"]:
         assert (row["variant"], row["cited_positions"]) == ("adapter", [row["positive_position"]])
         assert row["completion_free"] is None
