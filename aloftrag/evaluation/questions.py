@@ -1,5 +1,6 @@
 """The questions of the evaluation: gold tables, or the generated questions of held-out texts."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,15 @@ def gold_questions(job: Job, tokenizer: str | None) -> Questions:
     answer, and a question with none or several is left out and counted.
     """
     cut = chunker(tokenizer, job.corpus.chunk_tokens)
-    rows, texts, left_out = [], {}, 0
+    rows: list[tuple[str, str, str, list[str]]] = []
+    texts: dict[str, str] = {}
+    left_out = incomplete = 0
     for file in gold_files(job):
-        for row in _read_table(file).iter_rows(named=True):
+        for row in _read_table(file):
             answers = _accepted(row)
+            if not answers or not row["context"] or not row["question"]:
+                incomplete += 1
+                continue
             chunks = [normalised(chunk) for chunk in cut(normalised(row["context"]))]
             holding = [chunk for chunk in chunks if len(chunks) == 1 or any(answer in chunk for answer in answers)]
             if len(holding) != 1:
@@ -54,7 +60,7 @@ def gold_questions(job: Job, tokenizer: str | None) -> Questions:
         "gold_answers": pl.List(pl.String),
     }
     frame = pl.DataFrame(rows, schema=schema, orient="row").unique("question_id", keep="first", maintain_order=True)
-    return Questions(frame, texts, {"without_one_positive": left_out})
+    return Questions(frame, texts, {"without_one_positive": left_out, "incomplete": incomplete})
 
 
 def held_out_questions(annotations: Path, selection: Path) -> Questions:
@@ -78,13 +84,18 @@ def draw(rows: pl.DataFrame, count: int | None, seed: int) -> pl.DataFrame:
     return drawn.sort("round", "draw").head(rows.height if count is None else count).drop("round", "draw").sort("question_id")
 
 
-def _read_table(file: str) -> pl.DataFrame:
+def _read_table(file: str) -> list[dict[str, Any]]:
+    """The rows of a gold table, nothing guessed: an answer of 0730 stays one."""
     suffix = Path(file).suffix.lower()
     if suffix == ".parquet":
-        return pl.read_parquet(file)
-    return pl.read_csv(file) if suffix == ".csv" else pl.read_ndjson(file)
+        return pl.read_parquet(file).to_dicts()
+    if suffix == ".csv":
+        return pl.read_csv(file, infer_schema=False).to_dicts()
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _accepted(row: dict[str, Any]) -> list[str]:
-    """The accepted answers of a gold row, the first one first."""
-    return list(dict.fromkeys(str(answer).strip() for answer in [row["answer"], *(row.get("answers") or [])] if answer is not None))
+    """The accepted answers of a gold row, the first one first; ``answers`` is a list where there are several."""
+    more = row.get("answers")
+    answers = [row["answer"], *(more if isinstance(more, list) else [])]
+    return list(dict.fromkeys(text for answer in answers if answer is not None and (text := normalised(str(answer)))))

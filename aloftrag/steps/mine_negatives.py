@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from aloftrag import artifacts, models, schemas
 from aloftrag.artifacts import Run
+from aloftrag.errors import RunError
 from aloftrag.job import EmbedderPrompts
 from aloftrag.retrieval.actors import map_in_actors
 from aloftrag.retrieval.embedder import Embedder
@@ -43,8 +44,11 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     job, texts, index = run.job, run.artifact("texts"), run.artifact("index")
     embed_texts(job, texts, index, work / "index-checkpoints")
     arguments = (job.models.embedder, job.models.embedder_prompts, index, job.contexts)
+    questions = _questions(run.artifact("annotations"), work / "questions")
+    if not artifacts.parquet_files(questions):
+        raise RunError("mine_negatives: no text has a question; see why in the annotations, or lower annotation.text_threshold")
     artifacts.map_rows(
-        source=_questions(run.artifact("annotations"), work / "questions"),
+        source=questions,
         id_column="question_id",
         transform=lambda rows: map_in_actors(rows, _Miner, arguments, job.resources),
         destination=folder,
