@@ -65,7 +65,15 @@ def _settings(run: Run, name: str, fingerprints: dict[str, str]) -> dict[str, An
     """What a step's fingerprint is made of: its version, its settings, and the fingerprints of what it needs."""
     step = STEPS[name]
     upstream = {f"{artifact} (fingerprint)": fingerprints[artifact] for artifact in step.NEEDS}
-    return {f"{name} (version)": step.VERSION, **step.settings(run), **upstream}
+    return {f"{name} (version)": step.VERSION, **_flat(step.settings(run)), **upstream}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key, so that the one that differs can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _make(run: Run, name: str, settings: dict[str, Any], say: Say) -> None:

@@ -126,7 +126,9 @@ ANSWERS = pa.schema(
         pa.field("completion", pa.string()),
         pa.field("cited_positions", pa.list_(pa.int64())),
         pa.field("answer", pa.string()),
-        pa.field("completion_free", pa.string()),  # the base's reply when nothing constrains it, if it keeps the form; null for the adapter
+        pa.field(
+            "completion_free", pa.string()
+        ),  # the base's reply when nothing constrains it (only its beginning, if that is out of form); null for the adapter
         pa.field("gold_answers", pa.list_(pa.string()), nullable=False),
     ]
 )

@@ -187,12 +187,11 @@ def _counts(folder: Path) -> dict[str, Any]:
 def _hold_budget(folder: Path, counts: dict[str, Any], max_failed: float) -> None:
     if counts["failed"] <= max_failed * counts["texts"]:
         return
-    examples = (
-        pl.scan_parquet(folder / "*.parquet").filter(pl.col("error").is_not_null()).select("text_id", "error", "reply").head(3).collect()
-    )
-    shown = "; ".join(f"{row['text_id']}: {row['error']} ({(row['reply'] or '')[:80]!r})" for row in examples.iter_rows(named=True))
+    rows = pl.read_parquet(folder / "*.parquet")
+    failed = rows.filter(pl.col("error").is_not_null().all().over("text_id")).unique("text_id", keep="first").sort("text_id").head(3)
+    shown = "; ".join(f"{row['text_id']}: {row['error']} ({(row['reply'] or '')[:80]!r})" for row in failed.iter_rows(named=True))
     raise RunError(
         f"annotate: {counts['failed']} of {counts['texts']} texts came to nothing, "
         f"more than annotation.max_failed = {max_failed}: {shown}. "
-        "Try another model, worked_examples, or a higher max_failed, with --redo annotate."
+        "Try another model or worked_examples; or, to go on with what there is, a higher max_failed."
     )

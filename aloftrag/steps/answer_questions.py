@@ -41,7 +41,7 @@ _ASKED = pa.schema([schemas.QUESTIONS.field(name) for name in ("question_id", "t
 _REPLIES = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
-        pa.field("free", pa.string()),  # null: not asked, out of form from the beginning, or cut at the token limit
+        pa.field("free", pa.string()),  # null: not asked, or cut at the token limit
         pa.field("constrained", pa.string()),
     ]
 )
@@ -95,7 +95,7 @@ def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], 
     others = taken[:-1]
     while others and sum(lengths[other] for other in others) + lengths[positive] > limit:
         others.pop()
-    return [*others, positive], True
+    return [*others, positive], positive not in ids
 
 
 def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrained: bool) -> pa.Table:
@@ -123,8 +123,8 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
     """Replies to one question, free and in the asked form; a row of ``_REPLIES``."""
     reply: Row = {"question_id": row["question_id"]}
     try:
-        if free and (not constrained or await _may_keep_form(engine, row)):
-            reply["free"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens)))
+        if free:
+            reply["free"] = await _free_reply(engine, row, max_tokens, only_form=constrained)
         if constrained:
             form = rag.form(len(row["context_ids"]))
             reply["constrained"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form)))
@@ -133,10 +133,13 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
     return reply
 
 
-async def _may_keep_form(engine: Engine, row: Row) -> bool:
-    """Whether the free reply begins in the asked form; one that does not need not be written to its end."""
-    beginning = await engine.complete(ChatPrompt(row["messages"], _BEGINNING_TOKENS))
-    return rag.may_keep_form(beginning.text)
+async def _free_reply(engine: Engine, row: Row, max_tokens: int, only_form: bool) -> str | None:
+    """A reply that nothing constrains; where ``only_form`` is asked, one that begins out of form is not written to its end."""
+    if only_form:
+        beginning = await engine.complete(ChatPrompt(row["messages"], _BEGINNING_TOKENS))
+        if not rag.may_keep_form(beginning.text):
+            return beginning.text
+    return _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens)))
 
 
 def _ended(completion: Completion) -> str | None:
