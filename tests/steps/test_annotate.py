@@ -225,4 +225,4 @@ def test_more_failures_than_allowed_stop_the_run_with_three_examples(made: Any) 
     assert "annotation.max_failed = 0.9" in error
     assert error.count("no question and answer in the reply ('I cannot.')") == 3
     assert sum(text["text_id"] in error for text in TEXTS) == 3
-    assert "--redo annotate" in error
+    assert "a higher max_failed" in error
