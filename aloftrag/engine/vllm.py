@@ -107,7 +107,8 @@ def _prepare_cpu() -> None:
     # Ray gives a worker one thread for each CPU that it asked for; the engine is the only worker that computes.
     os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, memory // 4 >> 30)))  # GiB: a quarter of the machine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 

@@ -8,6 +8,7 @@ negatives, shuffled by (seed, question id). With ``questions_per_chat`` > 1 furt
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ MAKES = "chats"
 BESIDE: tuple[str, ...] = ("selection",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives")
 VERSION = 1
+
+_OFTEN_ENOUGH = 2
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -140,7 +143,8 @@ def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
     """Chats over the kept questions (columns question_id, text_id, question, answer, negative_ids, split).
 
     The questions of a text are spread over its chats, so that of the turns of a chat each context gets about the same
-    share; the anchor's own group is always asked, the rest is filled with questions of the other contexts of the same split.
+    share; the anchor's own group is asked, the rest is filled with questions of the other contexts of the same split. A chat
+    whose own questions have all been asked ``_OFTEN_ENOUGH`` times by then is left out: it would teach little that is new.
     """
     per_chat = job.training.questions_per_chat
     for (split,), part in kept.sort("question_id").partition_by("split", as_dict=True).items():
@@ -150,13 +154,17 @@ def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
             by_text.setdefault(row["text_id"], []).append(Turn(row["question_id"], row["text_id"], row["question"], row["answer"]))
             negative_ids[row["question_id"]] = row["negative_ids"]
         own_share = math.ceil(per_chat / job.contexts)
+        times_asked: Counter[str] = Counter()
         for text_id, turns in by_text.items():
             for start in range(0, len(turns), own_share):
                 own = turns[start : start + own_share]
+                if all(times_asked[turn.question_id] >= _OFTEN_ENOUGH for turn in own):
+                    continue
                 random = seeds.generator(job.seed, "chat", own[0].question_id)
                 context_ids = [text_id, *negative_ids[own[0].question_id]]
                 others = [turn for context in context_ids[1:] for turn in by_text.get(context, [])]
                 asked = own + random.sample(others, min(len(others), per_chat - len(own)))
+                times_asked.update(turn.question_id for turn in asked)
                 random.shuffle(asked)
                 random.shuffle(context_ids)
                 yield ChatPlan(own[0].question_id, str(split), context_ids, asked)

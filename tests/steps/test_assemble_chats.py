@@ -245,12 +245,14 @@ def test_several_questions_per_chat_are_all_about_its_contexts_and_of_its_own_sp
 
 
 @pytest.mark.parametrize("per_chat", [1, 2, 4, 7])
-def test_each_kept_question_is_asked_in_a_chat_of_its_own_text(per_chat: int, chats: Any, new_run: Any) -> None:
+def test_each_kept_question_is_asked_and_with_one_a_chat_in_a_chat_of_its_own(per_chat: int, chats: Any, new_run: Any) -> None:
     made = chats(training={"questions_per_chat": per_chat, "validation": 0.2}, evaluation={"held_out": 0.2})
     selection = tables.read(new_run().artifact("selection"), "question_id")
     kept = {row["question_id"] for row in selection if row["split"] in ("train", "validation")}
-    in_own_chat = {question for chat in made for question in chat["question_ids"] if question[:2] == chat["chat_id"][:2]}
-    assert in_own_chat == kept
+    assert {question for chat in made for question in chat["question_ids"]} == kept
+    if per_chat == 1:
+        assert sorted(chat["chat_id"] for chat in made) == sorted(kept)
+        assert all(chat["question_ids"] == [chat["chat_id"]] for chat in made)
 
 
 def test_a_held_out_text_may_be_a_context_of_training(chats: Any, new_run: Any) -> None:
