@@ -20,13 +20,14 @@ NAMESPACE = """
 set -e
 sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
 ip link set lo up
-ip link add outside type dummy
+ip link add outside type veth peer name nowhere
+ip link set nowhere up
 ip addr add 10.77.0.1/24 dev outside
 ip link set outside up
 ip route add default via 10.77.0.2 dev outside
 ip neigh add 10.77.0.2 lladdr 02:00:00:00:00:02 dev outside nud permanent
 "$@"
-echo "packets sent outside: $(cat /sys/class/net/outside/statistics/tx_packets)"
+echo "packets sent outside: $(ip -s link show outside | awk '/TX:/ {getline; print $2}')"
 """
 
 

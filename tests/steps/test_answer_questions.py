@@ -120,7 +120,7 @@ def test_a_gold_context_is_known_by_its_text_id(gold_job: Callable[..., Job]) ->
 def test_without_chunks_the_answer_need_not_stand_in_the_context(gold_job: Callable[..., Job]) -> None:
     found = questions.gold_questions(gold_job({"context": GATES[0], "question": "Is it?", "answer": "yes"}), None)
     assert found.rows.height == 1
-    assert found.counts == {"without_one_positive": 0}
+    assert found.counts == {"without_one_positive": 0, "incomplete": 0}
 
 
 def test_of_a_cut_context_the_positive_is_the_one_chunk_that_holds_an_answer(gold_job: Callable[..., Job], smollm2: Path) -> None:
@@ -139,7 +139,7 @@ def test_of_a_cut_context_the_positive_is_the_one_chunk_that_holds_an_answer(gol
     found = questions.gold_questions(job, str(smollm2))
     positives = {row["question"]: found.texts[row["text_id"]] for row in found.rows.to_dicts()}
     assert positives == {"one": GATES[0], "another accepted answer": GATES[0], "the third": GATES[2]}
-    assert found.counts == {"without_one_positive": 3}
+    assert found.counts == {"without_one_positive": 3, "incomplete": 0}
 
 
 # Replies.
@@ -209,8 +209,8 @@ def test_a_position_must_be_among_the_contexts_of_its_own_question() -> None:
         (True, False, "Text 2.", {"free": "Text 2."}, ["free"]),
         (False, True, "Text 2.", {"constrained": "held"}, ["held"]),
         (True, True, replied("2"), {"free": replied("2"), "constrained": "held"}, ["beginning", "free", "held"]),
-        # A reply that leaves the form at its beginning is not written to its end, where it would not be used.
-        (True, True, "Text 2.", {"constrained": "held"}, ["beginning", "held"]),
+        # A reply that leaves the form at its beginning is kept, but not written to its end.
+        (True, True, "Text 2.", {"free": "Text 2.", "constrained": "held"}, ["beginning", "held"]),
     ],
 )
 def test_a_question_is_asked_freely_or_in_the_asked_form_or_both(
@@ -311,6 +311,7 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
         "questions_from": "gold",
         "texts_added": 1,
         "without_one_positive": 0,
+        "incomplete": 0,
         "constrained": True,  # the base keeps the form in none of its free replies
         "base_format_ok_free": 0.0,
     }
@@ -336,7 +337,7 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
     answers = {variant: tables.read(run.artifact("answers") / variant, "question") for variant in ("base", "adapter")}
     for row in answers["base"]:
         assert (row["variant"], row["cited_positions"], row["answer"]) == ("base", [1, 2, 3], "something")
-        assert row["completion_free"] is None  # out of the form from its beginning
+        assert row["completion_free"] == "I do not know."  # out of form, but kept
     for row in answers["adapter"]:
         assert (row["variant"], row["cited_positions"]) == ("adapter", [row["positive_position"]])
         assert row["completion_free"] is None
