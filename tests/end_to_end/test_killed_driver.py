@@ -55,6 +55,7 @@ def job(job_file: Any, tmp_path: Path, tiny_llm: Path) -> Path:
     return path
 
 
+@pytest.mark.faults  # not seen to pass yet: on two busy cores the random model's first block took more than five minutes
 def test_a_run_killed_three_times_ends_whole(job: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "test" / "en"
     arguments = ["run", str(job), "--runs", str(tmp_path / "runs")]
