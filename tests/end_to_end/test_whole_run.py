@@ -114,6 +114,7 @@ def test_nothing_is_sent_outside(finished: tuple[Path, str]) -> None:
     assert "packets sent outside: 0" in finished[1]
 
 
+@pytest.mark.faults  # not seen to pass yet
 def test_the_same_command_again_does_nothing(finished: tuple[Path, str]) -> None:
     run, _ = finished
     arguments = json.loads((run.parents[2] / "arguments.json").read_text())
@@ -123,6 +124,7 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, str]) -> None
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.faults  # not seen to pass yet
 def test_the_adapter_loads_with_plain_peft_and_changes_the_model(finished: tuple[Path, str], smollm2: Path) -> None:
     import torch
     from peft import PeftModel
@@ -153,6 +155,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults  # not seen to pass yet
 def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple[Path, str], smollm2: Path, tmp_path: Path) -> None:
     (tmp_path / "serve.py").write_text(VLLM)
     command = [sys.executable, str(tmp_path / "serve.py"), str(smollm2), str(finished[0] / "adapter")]
@@ -162,6 +165,7 @@ def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple
     assert abs(base - adapter) > 1e-3
 
 
+@pytest.mark.faults  # not seen to pass yet
 def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str]) -> None:
     run, _ = finished
     *cited, answer = finish(start(["ask", str(run), "What is the call sign of Hightarn?"])).strip().splitlines()[-5:]
@@ -172,6 +176,7 @@ def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str
     assert answer not in known
 
 
+@pytest.mark.faults  # not seen to pass yet
 def test_status_and_report_tell_of_the_run(finished: tuple[Path, str]) -> None:
     run, _ = finished
     status = finish(start(["status", str(run)]))
