@@ -22,7 +22,10 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
-    """A random two-layer model with SmolLM2's tokeniser and chat template: fast, and it knows nothing."""
+    """A random two-layer model with SmolLM2's tokeniser and chat template: fast, it knows nothing, and it says little.
+
+    It ends its reply where it may, and else its line where it may: random replies would be as long as they can be.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -41,9 +44,15 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
-    LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    model = LlamaForCausalLM(config)
+    (line_end,) = tokenizer.encode("\n")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 1.0  # every hidden state has this in common
+        model.lm_head.weight[line_end, 0] = 1.0
+        model.lm_head.weight[tokenizer.eos_token_id, 0] = 2.0
+    model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -9,7 +9,7 @@ restarts the group from the last checkpoint; a killed driver, run again, goes on
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -20,6 +20,9 @@ from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.training import loop
 from aloftrag.training.rows import TrainingRow, training_row
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchConfig
 
 MAKES = "adapter"
 BESIDE: tuple[str, ...] = ()
@@ -38,7 +41,7 @@ def settings(run: Run) -> dict[str, Any]:
 def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``adapter`` artifact; returns what was trained and the last losses."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     on_gpu = pool.gpus() > 0
     workers = worker_count(run.job, pool.gpus())
@@ -49,7 +52,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
             "chats": str(run.artifact("chats")),
             "metrics": str(work / loop.METRICS),
         },
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=process_group(workers, on_gpu),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker={"GPU": 1} if on_gpu else {"CPU": 1}),
         run_config=RunConfig(
             # The same name and place: Ray Train takes up the last checkpoint that it finds there.
@@ -77,6 +80,19 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         "target_tokens": sum(line.get("target_tokens", 0) for line in metrics),
         "last_loss": round(last["loss"], 4),
     }
+
+
+def process_group(workers: int, on_gpu: bool) -> "TorchConfig":
+    """How the workers find each other: not at all when there is one, for which torch would ask a name server for its name."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class NoProcessGroup(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    return TorchConfig(backend="nccl" if on_gpu else "gloo") if workers > 1 else NoProcessGroup()
 
 
 def worker_count(job: Job, gpus: int) -> int:

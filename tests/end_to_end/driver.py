@@ -22,9 +22,17 @@ def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:
     )
 
 
+def ended(process: subprocess.Popen[str], seconds: float) -> str:
+    """The output of a process, whatever its end; nothing of it is left running when it takes too long."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.kill()
+
+
 def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     """The output of a process that must end well."""
-    output, _ = process.communicate(timeout=seconds)
+    output = ended(process, seconds)
     assert process.returncode == 0, output[-5000:]
     return output
 
@@ -32,12 +40,11 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
 def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 300) -> None:
     """SIGKILL the driver as soon as ``condition`` holds; it must not have ended before."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended before the kill: {process.communicate()[0][-5000:]}"
-        assert time.monotonic() < deadline, "the moment to kill never came"
+    while not (came := condition()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(signal.SIGKILL)  # whatever came: nothing is left running
+    output, _ = process.communicate()
+    assert came, f"the moment to kill never came: {output[-5000:]}"
     assert process.returncode == -signal.SIGKILL
 
 

@@ -107,14 +107,12 @@ def test_the_scores_have_the_form_of_the_contract(finished: tuple[Path, str]) ->
     assert "most_similar" in printed
 
 
-@pytest.mark.faults  # known to fail: about fifty packets of a whole run still go out, from where is to be found
 def test_nothing_is_sent_outside(finished: tuple[Path, str]) -> None:
     if not can_make_namespaces():
         pytest.skip("network namespaces can only be made by root with iproute2")
     assert "packets sent outside: 0" in finished[1]
 
 
-@pytest.mark.faults  # not seen to pass yet
 def test_the_same_command_again_does_nothing(finished: tuple[Path, str]) -> None:
     run, _ = finished
     arguments = json.loads((run.parents[2] / "arguments.json").read_text())
@@ -124,7 +122,6 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, str]) -> None
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.faults  # not seen to pass yet
 def test_the_adapter_loads_with_plain_peft_and_changes_the_model(finished: tuple[Path, str], smollm2: Path) -> None:
     import torch
     from peft import PeftModel
@@ -155,7 +152,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.faults  # not seen to pass yet
 def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple[Path, str], smollm2: Path, tmp_path: Path) -> None:
     (tmp_path / "serve.py").write_text(VLLM)
     command = [sys.executable, str(tmp_path / "serve.py"), str(smollm2), str(finished[0] / "adapter")]
@@ -165,7 +161,6 @@ def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple
     assert abs(base - adapter) > 1e-3
 
 
-@pytest.mark.faults  # not seen to pass yet
 def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str]) -> None:
     run, _ = finished
     *cited, answer = finish(start(["ask", str(run), "What is the call sign of Hightarn?"])).strip().splitlines()[-5:]
@@ -176,7 +171,6 @@ def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str
     assert answer not in known
 
 
-@pytest.mark.faults  # not seen to pass yet
 def test_status_and_report_tell_of_the_run(finished: tuple[Path, str]) -> None:
     run, _ = finished
     status = finish(start(["status", str(run)]))
