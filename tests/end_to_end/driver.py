@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 
 def environment() -> dict[str, str]:
     """This process's environment, without a cluster to join."""
@@ -37,14 +39,21 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     return output
 
 
-def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 300) -> None:
-    """SIGKILL the driver as soon as ``condition`` holds; it must not have ended before."""
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait until ``condition`` holds while the driver runs; it is killed when that never comes."""
     deadline = time.monotonic() + seconds
     while not (came := condition()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)  # whatever came: nothing is left running
-    output, _ = process.communicate()
-    assert came, f"the moment to kill never came: {output[-5000:]}"
+    if not came:
+        process.kill()
+        pytest.fail(f"the moment never came: {process.communicate()[0][-5000:]}")
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL the driver as soon as ``condition`` holds; it must not have ended before."""
+    wait_for(process, condition)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 

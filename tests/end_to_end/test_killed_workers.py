@@ -1,0 +1,43 @@
+"""Workers killed under a run that goes on: the actor that holds the engine, and the training worker."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.driver import finish, some_files, start, wait_for
+from tests.end_to_end.small_job import hold_whole
+
+
+def workers(driver: int, name: str) -> list[int]:
+    """The Ray workers below a driver whose title begins with ``ray::NAME``."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    processes = {int(pid): (int(parent), title) for pid, parent, title in (line.split(None, 2) for line in listed.splitlines())}
+
+    def is_below(pid: int) -> bool:
+        while pid in processes and pid != driver:
+            pid = processes[pid][0]
+        return pid == driver
+
+    return [pid for pid, (_, title) in processes.items() if title.startswith(f"ray::{name}") and is_below(pid)]
+
+
+@pytest.mark.faults
+def test_a_run_whose_workers_are_killed_ends_whole(small_job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "test" / "en"
+    process = start(["run", str(small_job), "--runs", str(tmp_path / "runs")])
+    try:
+        for name, moment in (
+            ("MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/checkpoints/*/*[!g].parquet"),
+            ("RayTrainWorker", ".work/tune_adapter-*/checkpoints/checkpoint_*/trainer_state.pt"),
+        ):
+            wait_for(process, some_files(run, moment))
+            found = workers(process.pid, name)
+            assert found, f"no worker {name}"
+            os.kill(found[0], signal.SIGKILL)
+        finish(process)
+    finally:
+        process.kill()
+    hold_whole(run)
