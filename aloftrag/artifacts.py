@@ -5,6 +5,7 @@ everything that can change the result; an artifact with another fingerprint is s
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,9 +23,11 @@ from aloftrag.errors import RunError
 from aloftrag.job import Job
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from ray.data import Dataset
 
 MANIFEST = "_manifest.json"
+PENDING = ".pending.parquet"  # how Ray Data names a checkpoint file that is not committed
 BLOCK_ROWS = 256  # what is in flight at a kill is lost, so blocks are small
 SLICE_ROWS = 1_000_000  # a checkpoint holds the finished ids in memory
 
@@ -41,6 +44,13 @@ class Run:
         """The run of one language of ``job`` below the folder ``runs``."""
         return cls(job.for_language(language).resolved(), Path(runs).resolve() / job.name / language)
 
+    def lock(self) -> "FileLock":
+        """Held while a process works on this run; another one fails at once."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock", blocking=False)
+
     def artifact(self, name: str) -> Path:
         """The folder of an artifact."""
         return self.folder / name
@@ -56,19 +66,20 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 
 def files_digest(paths: list[Path], root: Path | None = None) -> str:
-    """A digest of names and contents; of a file over 64 MiB, its size and its first and last MiB stand for the whole."""
+    """A digest of names and contents."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root) if root else path}:{size}:".encode())
-        with path.open("rb") as file:
-            if size <= 64 << 20:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(1 << 20))
-                file.seek(-(1 << 20), os.SEEK_END)
-                digest.update(file.read())
+        state = path.stat()
+        content = _content_digest(path, state.st_size, state.st_mtime_ns)
+        digest.update(f"{path.relative_to(root) if root else path}:{state.st_size}:{content}:".encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _content_digest(path: Path, size: int, changed: int) -> str:
+    """Of a file's content; a process reads a model's weights once, not for every step that depends on them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -86,7 +97,7 @@ def read_json(path: Path) -> Any:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def manifest(artifact: Path) -> dict[str, Any] | None:
@@ -167,7 +178,12 @@ def read_file(path: Path, columns: list[str]) -> pa.Table:
 
 def count_rows(folder: Path) -> int:
     """How many rows an artifact has, from the files' footers."""
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in parquet_files(folder))
+    return sum(map(rows_of, parquet_files(folder)))
+
+
+def rows_of(path: Path) -> int:
+    """How many rows a table file has."""
+    return int(pq.ParquetFile(path).metadata.num_rows)
 
 
 def hold_schema(folder: Path, schema: pa.Schema) -> None:
@@ -253,8 +269,8 @@ def map_rows(
     destination.mkdir(parents=True, exist_ok=True)
     for number, groups in enumerate(_slices(_row_groups(source))):
         checkpoint = checkpoints / f"slice-{number:05d}"
-        committed = [path for path in parquet_files(checkpoint) if not path.name.endswith(".pending.parquet")]
-        if sum(pq.ParquetFile(path).metadata.num_rows for path in committed) == sum(rows for _, _, rows in groups):
+        committed = [path for path in parquet_files(checkpoint) if not path.name.endswith(PENDING)]
+        if sum(map(rows_of, committed)) == sum(rows for _, _, rows in groups):
             continue  # killed after the last write: no engine has to start to find nothing to do
         dataset = _dataset(groups, columns)
         # The manifest is written first and the checkpoint deleted after: a success that deletes it early would double the rows.
@@ -274,4 +290,6 @@ def _hold_ids(source: Path, destination: Path, id_column: str) -> None:
     rows, ids = written.row(0)
     expected = count_rows(source)
     if not rows == ids == expected:
-        raise RunError(f"{destination}: {rows} rows with {ids} different ids were written for {expected} rows read; run again with --redo")
+        raise RunError(
+            f"{destination}: {rows} rows with {ids} different ids were written for {expected} rows read; run this step again with --redo"
+        )

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from aloftrag import artifacts, languages
+from aloftrag import models as local_models
 from aloftrag.artifacts import Run
 from aloftrag.engine import starter
 from aloftrag.engine.vllm import on_gpu
@@ -30,13 +31,23 @@ def ask(run: Run, question: str) -> tuple[list[str], str]:
     for artifact in ("texts", "negatives", "adapter"):
         if artifacts.manifest(run.artifact(artifact)) is None:
             raise RunError(f"{run.folder}: {artifact} is not finished; run the job first")
+    from transformers import AutoTokenizer
+
     models = run.job.models
     queries = Embedder(models.embedder, models.embedder_prompts).embed([question], "query")
     ids, _ = load_index(run.artifact("index")).search(queries, run.job.contexts)
     context_ids = [str(text_id) for text_id in ids[0]]
     texts = TextStore(run.artifact("texts")).texts(context_ids)
-    messages = rag.first_turns([texts[text_id] for text_id in context_ids], question, languages.english_name(run.job.language))
-    prompt = ChatPrompt(messages, rag.reply_tokens(run.job.training.max_tokens), form=rag.form(len(context_ids)))
+    longest = local_models.longest_prompt(models.llm, run.job.training.max_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(local_models.local_folder(models.llm, "llm"))
+    while True:  # as many contexts as the model takes, the most similar first
+        messages = rag.first_turns([texts[text_id] for text_id in context_ids], question, languages.english_name(run.job.language))
+        prompt = ChatPrompt(messages, rag.reply_tokens(longest), form=rag.form(len(context_ids)))
+        if len(prompt.token_ids(tokenizer)) + prompt.max_tokens <= longest:
+            break
+        if len(context_ids) == 1:
+            raise RunError("the question and its most similar text are longer than the model takes")
+        context_ids.pop()
     completion = asyncio.run(_complete(run, prompt))
     reply = rag.read(completion, len(context_ids))
     if reply is None:

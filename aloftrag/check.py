@@ -2,7 +2,7 @@
 
 from aloftrag import models
 from aloftrag.corpus import check_columns
-from aloftrag.evaluation.questions import GOLD_COLUMNS, gold_files
+from aloftrag.evaluation.questions import GOLD_COLUMNS, gold_files, read_gold
 from aloftrag.job import Job
 from aloftrag.prompts.worked_examples import worked_examples
 from aloftrag.steps.load_texts import corpus_files
@@ -17,6 +17,7 @@ def check(job: Job) -> None:
         check_columns(file, [job.corpus.text_column], "corpus.paths")
     for file in gold_files(job):
         check_columns(file, GOLD_COLUMNS, "evaluation.gold")
+        read_gold(file)
     worked_examples(job.language, job.annotation.worked_examples)
     models.local_folder(job.models.llm, "llm")
     models.local_folder(job.models.embedder, "embedder")

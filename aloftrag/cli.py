@@ -1,6 +1,7 @@
 """The commands. Exit codes: 0 done; 1 failed, with what to do next; 2 the command line or the job file is wrong."""
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"aloftrag: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("aloftrag: interrupted; the same command goes on from here", file=sys.stderr)
+        print("aloftrag: interrupted; the same command, without --redo, goes on from here", file=sys.stderr)
         return 130
 
 
@@ -79,6 +80,8 @@ def _run(options: argparse.Namespace) -> None:
     from aloftrag.artifacts import Run
     from aloftrag.check import check
 
+    if options.only and options.redo and options.only != options.redo:
+        raise UsageError(f"--only {options.only} --redo {options.redo}: expected the same step, or one of the two")
     runs = [Run.of(job, language, options.runs) for job, language in _languages(options)]
     for run in runs:
         check(run.job)
@@ -140,7 +143,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     from aloftrag import pipeline
 
-    if not options.run.is_dir():
+    if not (options.run / "job.json").is_file():
         raise RunError(f"{options.run}: no such run; expected RUNS/JOB/LANGUAGE")
     for step, state in pipeline.status(options.run):
         print(f"{step:<18}{state}")
@@ -167,7 +170,8 @@ def _report(options: argparse.Namespace) -> None:
 def _ask(options: argparse.Namespace) -> None:
     from aloftrag.ask import ask, open_run
 
-    cited, answer = ask(open_run(options.run), options.question)
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the answer
+        cited, answer = ask(open_run(options.run), options.question)
     print("\n".join(cited))
     print(answer)
 
@@ -177,7 +181,7 @@ def _job(options: argparse.Namespace) -> tuple["Job", list[str]]:
     from aloftrag import job
 
     loaded = job.load(options.job, options.set)
-    wanted = options.language or loaded.languages
+    wanted = list(dict.fromkeys(options.language or loaded.languages))
     unknown = [language for language in wanted if language not in loaded.languages]
     if unknown:
         raise UsageError(f"--language {unknown[0]}: not a language of {options.job}; expected {', '.join(loaded.languages)}")

@@ -181,6 +181,8 @@ class Job(Section):
         for key, allowed in NOT_BUILT_YET.items():
             if self.get(key) not in allowed:
                 raise ValueError(f"{key}: {self.get(key)!r} is not available yet; expected {' or '.join(map(repr, allowed))}")
+        if self.evaluation.gold is None and not self.evaluation.held_out:
+            raise ValueError("evaluation.held_out: 0 leaves nothing to evaluate with; expected a share of the texts, or evaluation.gold")
         if isinstance(self.negatives.contexts, tuple):
             raise ValueError("negatives.contexts: a range is not available yet; expected one number")
         workers = self.resources.training_workers

@@ -1,14 +1,19 @@
 """From a model's name to a folder that transformers, vLLM and sentence-transformers load without any network.
 
 A name is a folder, a ``.gguf`` file, ``package:NAME`` (weights that an installed Python package carries) or a hub id.
-GGUF weights are dequantised once into the cache (``XDG_CACHE_HOME``); the hub is asked only for an id that is not in its cache.
+GGUF weights are dequantised once into the cache (``XDG_CACHE_HOME``), and pickled PyTorch weights saved anew as safetensors; the hub
+is asked only for an id that is not in its cache.
 """
 
+import contextlib
+import functools
 import importlib.metadata
+import io
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +22,7 @@ from aloftrag.errors import UsageError
 
 Role = Literal["llm", "embedder"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PICKLED = "pytorch_model.bin"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json", "*.tiktoken"]
 
 
@@ -36,7 +42,13 @@ def local_folder(name: str, role: Role) -> Path:
         found = _from_hub(name, key)
     else:
         raise UsageError(f"{key}: no such folder or file, and not a hub id; expected a folder, a .gguf file, package:NAME or a hub id")
-    folder = _converted(found) if found.suffix == ".gguf" else found
+    binary = found / PICKLED
+    if found.suffix == ".gguf":
+        folder = _converted(found, found.stem, _dequantise)
+    elif binary.is_file() and not any(found.glob("*.safetensors")):
+        folder = _converted(binary, found.name, functools.partial(_unpickle, key=key))
+    else:
+        folder = found
     _check_folder(folder, role, key)
     return folder
 
@@ -45,6 +57,13 @@ def identity(name: str, role: Role) -> str:
     """A digest of the model's files, for fingerprints: other weights under the same name give another one."""
     folder = local_folder(name, role)
     return files_digest(sorted(path for path in folder.rglob("*") if path.suffix in {".safetensors", ".json", ".jinja", ".txt"}), folder)
+
+
+def longest_prompt(name: str, max_tokens: int) -> int:
+    """How many tokens a conversation may have: ``max_tokens``, or fewer where the model takes no more."""
+    from transformers import AutoConfig
+
+    return min(max_tokens, int(AutoConfig.from_pretrained(local_folder(name, "llm")).get_text_config().max_position_embeddings))
 
 
 def cache_folder() -> Path:
@@ -73,11 +92,13 @@ def _from_hub(name: str, key: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=HUB_FILES))
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=HUB_FILES))
+        except LocalEntryNotFoundError:
+            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        if not any(folder.glob("*.safetensors")) and not (folder / PICKLED).is_file():  # some repositories have pickled ones only
+            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, PICKLED]))
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{key}: neither a folder here nor in the hub's local cache, and the hub did not give it ({reason})") from error
@@ -102,11 +123,11 @@ def _has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file() or (config.is_file() and '"chat_template"' in config.read_text())
 
 
-def _converted(gguf: Path) -> Path:
-    """The cached safetensors folder of a GGUF file; made by one process while others wait for it."""
+def _converted(weights: Path, name: str, convert: Callable[[Path, Path], None]) -> Path:
+    """The cached safetensors folder of other weights; made by one process while others wait for it."""
     from filelock import FileLock
 
-    folder = cache_folder() / "models" / f"{gguf.stem}-{files_digest([gguf], gguf.parent)}"
+    folder = cache_folder() / "models" / f"{name}-{files_digest([weights], weights.parent)}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -114,11 +135,27 @@ def _converted(gguf: Path) -> Path:
         if not folder.is_dir():
             unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
             try:
-                _dequantise(gguf, unfinished)
+                convert(weights, unfinished)
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _unpickle(binary: Path, folder: Path, key: str) -> None:
+    """Save a model folder with its pickled weights as safetensors; torch's restricted reader runs no code that a pickle may hold."""
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        weights = torch.load(binary, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{key}: {binary} holds more than weights, which could run code; expected .safetensors") from error
+    shutil.copytree(binary.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin"))
+    weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}  # tensors that share memory cannot be saved
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
@@ -133,7 +170,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # this progress bar has no switch
+        dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = dequantised.config
     del config.quantization_config
     model = type(dequantised)(config).to(torch.float32)

@@ -28,6 +28,7 @@ from aloftrag.steps import (
     score_answers,
     tune_adapter,
 )
+from aloftrag.training.loop import METRICS
 
 STEPS = {
     module.__name__.rpartition(".")[2]: module
@@ -43,6 +44,16 @@ def run_language(run: Run, *, only: str | None = None, redo: str | None = None, 
     ``redo`` discards a step and all after it first; ``only`` does one step, and raises ``RunError`` naming the step before it
     that is not finished.
     """
+    from filelock import Timeout
+
+    try:
+        with run.lock():
+            _run_steps(run, only, redo, say)
+    except Timeout as error:
+        raise RunError(f"{run.folder}: another process is working on this run") from error
+
+
+def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
     fingerprints: dict[str, str] = {}
     for name, step in STEPS.items():
         if name == redo:
@@ -138,7 +149,13 @@ def status(folder: Path) -> list[tuple[str, str]]:
 
 
 def written_rows(folder: Path, name: str) -> str:
-    """How many rows an unfinished step has committed, for the steps that write row by row."""
-    checkpoints = list((folder / ".work").glob(f"{name}-*/*checkpoints/*"))
-    rows = sum(artifacts.count_rows(checkpoint) for checkpoint in checkpoints)
-    return f"{rows:,} rows written" if checkpoints else ""
+    """How far an unfinished step has come: rows committed, or optimiser steps done at the last checkpoint."""
+    for metrics in (folder / ".work").glob(f"{name}-*/{METRICS}"):
+        last = artifacts.read_jsonl(metrics)[-1]
+        return f"step {last['step']} of {last['steps']}" if "steps" in last else f"step {last['step']}"
+    committed = [
+        path
+        for path in (folder / ".work").glob(f"{name}-*/*checkpoints/*/*.parquet")
+        if not path.name.endswith(artifacts.PENDING)  # still being written
+    ]
+    return f"{sum(map(artifacts.rows_of, committed)):,} rows written" if committed else ""

@@ -92,9 +92,9 @@ def _sample(job: Job, tokenizer: str) -> tuple[list[str], int, int]:
     read_bytes = 0
     for file in files[::step]:
         size = Path(file).stat().st_size
-        rows = [row for row in itertools.islice(read_rows(file, job.corpus.text_column), SAMPLE_TEXTS + 1) if row]
-        read_bytes += size if len(rows) <= SAMPLE_TEXTS else min(size, sum(len(row.encode()) for row in rows))
-        texts += [chunk for row in rows for chunk in cut(normalised(row)) if chunk]
+        rows = list(itertools.islice(read_rows(file, job.corpus.text_column), SAMPLE_TEXTS + 1))
+        read_bytes += size if len(rows) <= SAMPLE_TEXTS else min(size, sum(len((row or "").encode()) for row in rows))
+        texts += [chunk for row in rows if row for chunk in cut(normalised(row)) if chunk]
         if len(texts) >= SAMPLE_TEXTS:
             break
     return texts, read_bytes, sum(Path(file).stat().st_size for file in files)

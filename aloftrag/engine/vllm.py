@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aloftrag.engine.port import Completion, PromptTooLong
-from aloftrag.models import local_folder
+from aloftrag.models import local_folder, longest_prompt
 from aloftrag.prompts.chat import PlainPrompt, Prompt
 
 
@@ -27,15 +27,14 @@ class VllmEngine:
 
     def __init__(self, settings: VllmSettings, adapter: Path | None = None):
         _prepare_cpu()
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
         folder = local_folder(settings.model, "llm")
-        limit = AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings
         arguments: dict[str, Any] = {
-            "max_model_len": min(settings.max_model_len, limit),
+            "max_model_len": longest_prompt(settings.model, settings.max_model_len),
             "tensor_parallel_size": settings.tensor_parallel,
             "enable_prefix_caching": True,
             "disable_log_stats": True,
@@ -79,6 +78,7 @@ class VllmEngine:
     def close(self) -> None:
         """End the engine's own process."""
         self._engine.shutdown()
+        del self._engine  # or it is ended once more when Python is half gone
 
 
 def on_gpu() -> bool:
@@ -109,7 +109,8 @@ def _prepare_cpu() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, memory // 4 >> 30)))  # GiB: a quarter of the machine
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
 def _lora_rank(adapter: Path) -> int:

@@ -9,6 +9,7 @@ import polars as pl
 
 from aloftrag import seeds
 from aloftrag.corpus import TABLES, chunker, normalised, source_files, text_id
+from aloftrag.errors import UsageError
 from aloftrag.job import Job
 
 GOLD_COLUMNS = ["context", "question", "answer"]
@@ -39,9 +40,9 @@ def gold_questions(job: Job, tokenizer: str | None) -> Questions:
     texts: dict[str, str] = {}
     left_out = incomplete = 0
     for file in gold_files(job):
-        for row in _read_table(file):
+        for row in read_gold(file):
             answers = _accepted(row)
-            if not answers or not row["context"] or not row["question"]:
+            if not answers or not all(isinstance(row.get(key), str) and row[key].strip() for key in ("context", "question")):
                 incomplete += 1
                 continue
             chunks = [normalised(chunk) for chunk in cut(normalised(row["context"]))]
@@ -84,18 +85,29 @@ def draw(rows: pl.DataFrame, count: int | None, seed: int) -> pl.DataFrame:
     return drawn.sort("round", "draw").head(rows.height if count is None else count).drop("round", "draw").sort("question_id")
 
 
-def _read_table(file: str) -> list[dict[str, Any]]:
-    """The rows of a gold table, nothing guessed: an answer of 0730 stays one."""
+def read_gold(file: str) -> list[dict[str, Any]]:
+    """The rows of a gold table, nothing guessed: an answer of 0730 stays one. Raises ``UsageError`` for a line that is no object."""
     suffix = Path(file).suffix.lower()
     if suffix == ".parquet":
         return pl.read_parquet(file).to_dicts()
     if suffix == ".csv":
         return pl.read_csv(file, infer_schema=False).to_dicts()
-    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = enumerate(Path(file).read_text(encoding="utf-8-sig").split("\n"), 1)  # other line ends may stand inside an answer
+    return [_json_row(line, f"evaluation.gold: {file}, line {number}") for number, line in lines if line.strip()]
+
+
+def _json_row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{place}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UsageError(f"{place}: expected an object")
+    return row
 
 
 def _accepted(row: dict[str, Any]) -> list[str]:
     """The accepted answers of a gold row, the first one first; ``answers`` is a list where there are several."""
     more = row.get("answers")
-    answers = [row["answer"], *(more if isinstance(more, list) else [])]
+    answers = [row.get("answer"), *(more if isinstance(more, list) else [])]
     return list(dict.fromkeys(text for answer in answers if answer is not None and (text := normalised(str(answer)))))

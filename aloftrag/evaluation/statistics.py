@@ -28,8 +28,8 @@ def paired_difference(base: np.ndarray, adapter: np.ndarray, seed: int) -> Diffe
     """
     differences = adapter - base
     random = np.random.default_rng(seed)
-    picks = random.integers(0, len(differences), (RESAMPLES, len(differences)))
-    means = differences[picks].mean(axis=1)
+    count = len(differences)
+    means = np.array([differences[random.integers(0, count, count)].mean() for _ in range(RESAMPLES)])
     low, high = np.quantile(means, [0.025, 0.975])
     is_rate = np.isin(base, [0, 1]).all() and np.isin(adapter, [0, 1]).all()
     p = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())) if is_rate else _bootstrap_p(means)

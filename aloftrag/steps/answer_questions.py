@@ -76,7 +76,8 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     for variant, replies in (("base", base), ("adapter", adapter)):
         table = answers_table(artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained)
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
-    return {**counts, "constrained": is_constrained, "base_format_ok_free": free_form}
+    unanswered = sum(row["free"] is None and row["constrained"] is None for replies in (base, adapter) for row in replies.to_pylist())
+    return {**counts, "unanswered": unanswered, "constrained": is_constrained, "base_format_ok_free": free_form}
 
 
 def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], limit: int) -> tuple[list[str], bool]:
@@ -157,6 +158,7 @@ class _Contexts:
         self._index: ExactIndex = load_index(index, added_index)
         self._store = TextStore(texts, added_texts)
         self._tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
+        self._longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = block.to_pylist()
@@ -169,7 +171,7 @@ class _Contexts:
         prepared = []
         for row, found, found_similarities, own in zip(rows, ids.tolist(), similarities.tolist(), own_similarities.tolist(), strict=True):
             overhead = self._length("".join(turn["content"] for turn in rag.first_turns([], row["question"], language))) + 64
-            limit = self._job.training.max_tokens - rag.reply_tokens(self._job.training.max_tokens) - overhead
+            limit = self._longest - rag.reply_tokens(self._longest) - overhead
             contexts, is_hard = choose_contexts(found, row["text_id"], lengths, limit)
             most_similar = contexts[0]
             by_id = {**dict(zip(found, found_similarities, strict=True)), row["text_id"]: own}
@@ -242,7 +244,8 @@ def _add_texts(run: Run, found: Questions, rows: pl.DataFrame, folder: Path) -> 
 
 def _ask(run: Run, questions: Path, work: Path, variant: str, start_engine: StartEngine, *, free: bool, constrained: bool) -> pa.Table:
     """One pass over the questions with one variant, resumable at the row: a table of ``_REPLIES``."""
-    ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=rag.reply_tokens(run.job.training.max_tokens))
+    longest = models.longest_prompt(run.job.models.llm, run.job.training.max_tokens)
+    ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=rag.reply_tokens(longest))
     replies = work / f"replies-{variant}"
     artifacts.map_rows(
         source=questions,
@@ -272,6 +275,9 @@ def _adapter_starter(run: Run, work: Path) -> StartEngine:
 
 def _form_kept(replies: pa.Table, questions: Path) -> float:
     """The share of free replies that keep the asked form."""
-    contexts = {row["question_id"]: len(row["context_ids"]) for row in artifacts.read_table(questions, schemas.QUESTIONS).to_pylist()}
+    contexts = {
+        row["question_id"]: len(row["context_ids"])
+        for row in artifacts.read_table(questions, schemas.QUESTIONS, ["question_id", "context_ids"]).to_pylist()
+    }
     kept = [rag.read(row["free"] or "", contexts[row["question_id"]]) is not None for row in replies.to_pylist()]
     return sum(kept) / len(kept)

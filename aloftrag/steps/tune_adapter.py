@@ -43,6 +43,9 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    rows, too_long = training_rows(run.job, run.artifact("chats"), "train")
+    if not rows:
+        raise RunError(f"tune_adapter: each of the {too_long} chats is longer than training.max_tokens = {run.job.training.max_tokens}")
     on_gpu = pool.gpus() > 0
     workers = worker_count(run.job, pool.gpus())
     trainer = TorchTrainer(
@@ -71,7 +74,6 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     metrics = artifacts.read_jsonl(work / loop.METRICS)
     loop.write_metrics(folder / loop.METRICS, metrics)
     last = [line for line in metrics if "loss" in line][-1]
-    rows, too_long = training_rows(run.job, run.artifact("chats"), "train")
     return {
         "chats": len(rows),
         "chats_too_long": too_long,
@@ -110,7 +112,8 @@ def training_rows(job: Job, chats: Path, split: str) -> tuple[list[TrainingRow],
     tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
     frame = pl.scan_parquet(chats / "*.parquet").filter(pl.col("split") == split).sort("chat_id").select("chat_id", "messages").collect()
     rows = [training_row(tokenizer, chat_id, messages) for chat_id, messages in frame.iter_rows()]
-    fitting = [row for row in rows if len(row) <= job.training.max_tokens]
+    longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
+    fitting = [row for row in rows if len(row) <= longest]
     return fitting, len(rows) - len(fitting)
 
 
@@ -126,8 +129,6 @@ def _worker(config: dict[str, Any]) -> None:
     job = Job.model_validate_json(_json(config["job"]))
     rows, _ = training_rows(job, Path(config["chats"]), "train")
     validation, _ = training_rows(job, Path(config["chats"]), "validation")
-    if not rows:
-        raise RunError("tune_adapter: every chat is longer than training.max_tokens")
     context = ray.train.get_context()
     worker = loop.Worker(context.get_world_rank(), context.get_world_size())
 

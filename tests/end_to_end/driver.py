@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+_AT_START = dict(os.environ)  # Ray started in this process changes it
+
 
 def environment() -> dict[str, str]:
-    """This process's environment, without a cluster to join."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    """The environment of the tests, without a cluster to join."""
+    return {name: value for name, value in _AT_START.items() if name != "RAY_ADDRESS"}
 
 
 def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:

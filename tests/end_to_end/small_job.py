@@ -40,8 +40,8 @@ def sections(llm: Path) -> dict[str, Any]:
     }
 
 
-def hold_whole(run: Path) -> None:
-    """Every text, question, step and answer is there exactly once, and nothing unfinished is left."""
+def hold_trained(run: Path) -> None:
+    """Every text, question and training step is there exactly once."""
     texts = pl.read_parquet(run / "texts/*.parquet")["text_id"]
     assert texts.n_unique() == len(texts) == TEXTS
     annotations = pl.read_parquet(run / "annotations/*.parquet")
@@ -52,6 +52,12 @@ def hold_whole(run: Path) -> None:
     assert sorted(negatives) == sorted(questions)
     steps = [line["step"] for line in artifacts.read_jsonl(run / "adapter" / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
+    assert artifacts.manifest(run / "adapter")
+
+
+def hold_whole(run: Path) -> None:
+    """Every text, question, training step and answer is there exactly once, and nothing unfinished is left."""
+    hold_trained(run)
     for variant in ("base", "adapter"):
         answers = pl.read_parquet(run / "answers" / variant / "*.parquet")
         assert answers["question_id"].n_unique() == answers.height == 8

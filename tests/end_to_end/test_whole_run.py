@@ -158,16 +158,19 @@ def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     base, adapter = (float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("LOGPROB"))
-    assert abs(base - adapter) > 1e-3
+    assert abs(base - adapter) > 1e-4  # few steps; the same computed twice differs by 1e-6
 
 
 def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str]) -> None:
     run, _ = finished
-    *cited, answer = finish(start(["ask", str(run), "What is the call sign of Hightarn?"])).strip().splitlines()[-5:]
+    command = [sys.executable, "-m", "aloftrag.cli", "ask", str(run), "What is the call sign of Hightarn?"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    *cited, answer = result.stdout.splitlines()
     known = set(pl.read_parquet(run / "texts/*.parquet")["text_id"])
-    ids = [line for line in cited if line in known]
-    assert ids
-    assert answer
+    assert cited
+    assert set(cited) <= known
+    assert answer.strip()
     assert answer not in known
 
 

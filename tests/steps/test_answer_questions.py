@@ -312,6 +312,7 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
         "texts_added": 1,
         "without_one_positive": 0,
         "incomplete": 0,
+        "unanswered": 0,
         "constrained": True,  # the base keeps the form in none of its free replies
         "base_format_ok_free": 0.0,
     }

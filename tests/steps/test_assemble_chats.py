@@ -16,7 +16,7 @@ from aloftrag.steps import assemble_chats
 from tests.steps import tables
 from tests.steps.tables import Row, annotation, negative
 
-ALL_TRAIN: dict[str, Any] = {"evaluation": {"held_out": 0.0}, "training": {"validation": 0.0}}
+ALL_TRAIN: dict[str, Any] = {"evaluation": {"gold": "not_read_here.jsonl"}, "training": {"validation": 0.0}}
 
 
 def select(job: Job, annotations: list[Row], ranks: dict[str, int] | None = None, clusters: dict[str, str] | None = None) -> dict[str, Row]:

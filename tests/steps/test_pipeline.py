@@ -176,7 +176,7 @@ def test_redo_discards_a_step_and_all_after_it_and_nothing_before(
     make, there = pipeline.STEPS[redone].make, []
 
     def spy(run: Run, folder: Path, work: Path) -> dict[str, Any]:
-        there.extend(path for path in run.folder.iterdir() if path.name not in ("job.json", ".work"))
+        there.extend(path for path in run.folder.iterdir() if path.name not in ("job.json", ".work", ".lock"))
         assert list(work.iterdir()) == []
         return make(run, folder, work)
 
@@ -274,3 +274,12 @@ def test_status_tells_what_is_done_and_what_was_begun(
     assert states["load_texts"].startswith("done")
     assert states["annotate"].startswith("begun")
     assert {states[name] for name in STEPS[2:]} == {"-"}
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(called: list[str], run_of: Callable[..., Run]) -> None:
+    run = run_of()
+    with run.lock(), pytest.raises(RunError, match="another process"):
+        go(run)
+    assert called == []
+    go(run)
+    assert called == STEPS
