@@ -9,7 +9,7 @@ import polars as pl
 
 from aloftrag import artifacts
 
-TEXTS = 600  # three blocks
+TEXTS = 400  # two blocks
 
 
 def write_texts(path: Path) -> None:

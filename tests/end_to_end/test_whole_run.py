@@ -13,7 +13,7 @@ from aloftrag import artifacts, schemas
 from tests.end_to_end.driver import environment, finish, start
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo"
-TEXTS = 5
+TEXTS = 4
 
 # Loopback, and a way out that leads nowhere but counts what is sent there.
 NAMESPACE = """
@@ -47,10 +47,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     settings = {
         "corpus.paths": [str(file) for file in files],
         "evaluation.gold": str(folder / "gold.jsonl"),
-        "evaluation.max_questions": 6,
+        "evaluation.max_questions": 4,
         "annotation.questions_per_text": 2,
         "negatives.require_self_retrieval": False,
-        "training.questions_per_chat": 4,
+        "training.questions_per_chat": 2,
     }
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     arguments = ["run", str(DEMO.with_suffix(".yaml")), "--language", "en", "--runs", str(folder / "runs"), *changes]
@@ -99,7 +99,7 @@ def test_the_scores_have_the_form_of_the_contract(finished: tuple[Path, str]) ->
     assert variant_keys == set(scores["adapter"])
     assert set(scores["difference"]) == {"citation_accuracy", "citation_exact", "answer_f1"}
     assert set(scores["difference"]["citation_exact"]) == {"mean", "ci95", "p"}
-    assert scores["questions"] == 6
+    assert scores["questions"] == 4
     assert scores["questions_from"] == "gold"
     assert scores["contexts"] == 4
     assert scores["baselines"]["chance"] == 0.25

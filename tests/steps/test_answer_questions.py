@@ -354,7 +354,7 @@ def test_a_base_that_keeps_the_form_by_itself_is_left_free_and_so_is_the_adapter
     monkeypatch.setattr(answer_questions, "_prepare_questions", prepare)
     run, counts = answered({}, base=cites_first(), adapter=cites_first("2"))
 
-    assert counts == {"questions": 10, "constrained": False, "base_format_ok_free": 1.0}
+    assert counts == {"questions": 10, "unanswered": 0, "constrained": False, "base_format_ok_free": 1.0}
     for variant, cited in (("base", [1]), ("adapter", [2])):
         rows = tables.read(run.artifact("answers") / variant, "question_id")
         assert [row["question_id"] for row in rows] == [f"q{n}" for n in range(10)]
