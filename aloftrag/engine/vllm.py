@@ -93,6 +93,7 @@ def _device_arguments() -> dict[str, Any]:
         return {}
     # On a CPU compilation takes two minutes, 16-bit products are far slower than 32-bit ones, a worker process of its own would
     # spin on a core that the other one needs, and more requests at once than the cache holds would push each other out.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or vLLM takes its worker process after all: half as fast on two cores
     return {
         "dtype": "float32",
         "enforce_eager": True,

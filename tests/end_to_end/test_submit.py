@@ -46,7 +46,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        os.killpg(head.pid, signal.SIGKILL)  # told to end, its parts wait half a minute for one another
         head.wait(timeout=60)
 
 

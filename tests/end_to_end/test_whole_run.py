@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "evaluation.max_questions": 4,
         "annotation.questions_per_text": 2,
         "negatives.require_self_retrieval": False,
-        "training.questions_per_chat": 2,
+        "training.questions_per_chat": 4,
     }
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     arguments = ["run", str(DEMO.with_suffix(".yaml")), "--language", "en", "--runs", str(folder / "runs"), *changes]
@@ -137,7 +137,7 @@ def test_the_adapter_loads_with_plain_peft_and_changes_the_model(finished: tuple
 
 VLLM = """
 import os, sys
-os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0")
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 if __name__ == "__main__":
