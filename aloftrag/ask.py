@@ -4,6 +4,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from aloftrag import artifacts, languages
 from aloftrag import models as local_models
 from aloftrag.artifacts import Run
@@ -23,7 +25,10 @@ def open_run(folder: Path) -> Run:
     """The run in a folder, from its job.json; raises ``RunError`` when there is none."""
     if not (folder / "job.json").is_file():
         raise RunError(f"{folder}: no run there (no job.json); expected RUNS/JOB/LANGUAGE")
-    return Run(Job.model_validate_json((folder / "job.json").read_text(encoding="utf-8")), folder.resolve())
+    try:
+        return Run(Job.model_validate_json((folder / "job.json").read_text(encoding="utf-8")), folder.resolve())
+    except ValidationError as error:
+        raise RunError(f"{folder}/job.json: not a job of this version ({error.errors()[0]['msg']})") from error
 
 
 def ask(run: Run, question: str) -> tuple[list[str], str]:

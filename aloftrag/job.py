@@ -52,29 +52,29 @@ class Models(Section):
 class Drop(Section):
     """Which flaws of a generated question leave it out of training."""
 
-    wrong_language: bool = True
-    refers_to_text: bool = True
-    copies_instruction: bool = True
+    wrong_language: bool = True  # question or answer is surely in another language than the job's
+    refers_to_text: bool = True  # such as "in the text above": nobody who asks has one before him
+    copies_instruction: bool = True  # repeats what the model was told
 
 
 class Annotation(Section):
     """Steps 1 to 3 (paper 3.1 to 3.3)."""
 
-    text_threshold: Rating = 8
-    rate_qa: bool = False
+    text_threshold: Rating = 8  # texts rated lower get no questions
+    rate_qa: bool = False  # step 3, which the paper found of no use
     qa_threshold: Rating = 8
     questions_per_text: Count = 1
-    stop_early: bool = True
+    stop_early: bool = True  # False: questions are written about texts below the threshold too, and left out of training
     layout: Literal["auto", "instructions-first", "text-first"] = "auto"
     worked_examples: Annotated[int, Field(ge=0)] = 0  # for models too small to follow an instruction
-    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.35
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.35  # share of unusable replies at which the run stops
     drop: Drop = Drop()
 
 
 class Engine(Section):
     """The language model's engine; ``options`` go to vLLM as they are."""
 
-    max_num_seqs: Count | None = None
+    max_num_seqs: Count | None = None  # conversations at once; None: vLLM's default
     stall_minutes: Count = 10
     options: dict[str, Any] = {}
 
@@ -82,12 +82,12 @@ class Engine(Section):
 class Negatives(Section):
     """Step 4 (paper 3.4)."""
 
-    contexts: Annotated[int, Field(ge=2)] | tuple[int, int] = 10
+    contexts: Annotated[int, Field(ge=2)] | tuple[int, int] = 10  # n: the positive and n - 1 negatives in a prompt
     index: Literal["auto", "exact", "ivf"] = "auto"
     near_duplicate_similarity: float | None = None
     relative_margin: float | Auto | None = None
     verify: bool = False
-    require_self_retrieval: bool = False
+    require_self_retrieval: bool = False  # leave out questions that do not find their own text first
 
 
 class Training(Section):
@@ -99,12 +99,12 @@ class Training(Section):
     lora_dropout: Share = 0.05
     learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
     epochs: Count = 1
-    examples_per_step: Count = 1
-    max_tokens: Annotated[int, Field(ge=64)] = 20000
-    questions_per_chat: Count = 1
+    examples_per_step: Count = 1  # chats for each step of the optimiser, over all workers
+    max_tokens: Annotated[int, Field(ge=64)] = 20000  # longest chat
+    questions_per_chat: Count = 1  # questions about one set of contexts, one turn each
     citation_weight: Annotated[float, Field(gt=0)] | None = None  # None: one mean over all target tokens
     unanswerable: Share = 0.0
-    validation: Share = 0.1
+    validation: Share = 0.1  # of the texts, for the loss curve alone
     keep: Literal["last", "best"] = "last"
     batching: Literal["auto", "by-length", "packed"] = "auto"
     strategy: Literal["ddp", "deepspeed-zero2", "deepspeed-zero3"] = "ddp"
@@ -114,11 +114,11 @@ class Training(Section):
 class Evaluation(Section):
     """Step 6 (paper 4.3)."""
 
-    gold: str | list[str] | None = None
-    held_out: Share = 0.1
+    gold: str | list[str] | None = None  # tables of context, question, answer (or a list, answers)
+    held_out: Share = 0.1  # of the texts: training asks nothing about them; without gold they are the test
     judge: str | None = None
-    max_questions: Count | None = None
-    constrained: bool | Auto = "auto"
+    max_questions: Count | None = None  # drawn evenly over the texts
+    constrained: bool | Auto = "auto"  # replies in the asked form only; auto: if the base keeps it in under 90 % of the questions
     retrieval: Literal["forced", "as-is"] = "forced"
 
     @property
@@ -131,7 +131,7 @@ class Resources(Section):
     """Where the work runs; never what it makes."""
 
     engine_replicas: Count | Auto = "auto"
-    tensor_parallel: Count = 1
+    tensor_parallel: Count = 1  # GPUs of one engine
     embedder_replicas: Count | Auto = "auto"
     training_workers: Count | tuple[int, int] | Auto = "auto"
     max_gpus: Count | None = None
@@ -153,6 +153,14 @@ NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
     "evaluation.judge": (None,),
     "evaluation.retrieval": ("forced",),
     "resources.max_gpus": (None,),
+}
+
+
+# Options of vLLM that have a setting of their own, which other parts read too.
+ENGINE_SETTINGS = {
+    "max_model_len": "training.max_tokens",
+    "max_num_seqs": "engine.max_num_seqs",
+    "tensor_parallel_size": "resources.tensor_parallel",
 }
 
 
@@ -181,8 +189,11 @@ class Job(Section):
         for key, allowed in NOT_BUILT_YET.items():
             if self.get(key) not in allowed:
                 raise ValueError(f"{key}: {self.get(key)!r} is not available yet; expected {' or '.join(map(repr, allowed))}")
-        if self.evaluation.gold is None and not self.evaluation.held_out:
+        if not self.evaluation.gold_paths and not self.evaluation.held_out:
             raise ValueError("evaluation.held_out: 0 leaves nothing to evaluate with; expected a share of the texts, or evaluation.gold")
+        for option, key in ENGINE_SETTINGS.items():
+            if option in self.engine.options:
+                raise ValueError(f"engine.options.{option}: expected the job file's own setting for it, {key}")
         if isinstance(self.negatives.contexts, tuple):
             raise ValueError("negatives.contexts: a range is not available yet; expected one number")
         workers = self.resources.training_workers

@@ -23,7 +23,7 @@ from aloftrag.errors import UsageError
 Role = Literal["llm", "embedder"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLED = "pytorch_model.bin"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json", "*.tiktoken"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", f"*/{PICKLED}", "*.tiktoken"]  # * is any path
 
 
 def local_folder(name: str, role: Role) -> Path:
@@ -42,11 +42,11 @@ def local_folder(name: str, role: Role) -> Path:
         found = _from_hub(name, key)
     else:
         raise UsageError(f"{key}: no such folder or file, and not a hub id; expected a folder, a .gguf file, package:NAME or a hub id")
-    binary = found / PICKLED
     if found.suffix == ".gguf":
-        folder = _converted(found, found.stem, _dequantise)
-    elif binary.is_file() and not any(found.glob("*.safetensors")):
-        folder = _converted(binary, found.name, functools.partial(_unpickle, key=key))
+        folder = _converted([found], found.parent, found.stem, functools.partial(_dequantise, found))
+    elif any(not any(binary.parent.glob("*.safetensors")) for binary in found.rglob(PICKLED)):
+        files = sorted(file for file in found.rglob("*") if file.is_file() and (file.suffix != ".bin" or file.name == PICKLED))
+        folder = _converted(files, found, found.name, functools.partial(_unpickle, files, found, key=key))
     else:
         folder = found
     _check_folder(folder, role, key)
@@ -111,7 +111,7 @@ def _check_folder(folder: Path, role: Role, key: str) -> None:
     if not (folder / "config.json").is_file():
         raise UsageError(f"{key}: {folder} has no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise UsageError(f"{key}: {folder} has no .safetensors weights (other formats can run code, so they are not loaded)")
+        raise UsageError(f"{key}: {folder} has no weights in one of the forms read here: .safetensors, {PICKLED}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.txt", "tokenizer_config.json")):
         raise UsageError(f"{key}: {folder} has no tokeniser (tokenizer.json)")
     if role == "llm" and not _has_chat_template(folder):
@@ -123,11 +123,11 @@ def _has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file() or (config.is_file() and '"chat_template"' in config.read_text())
 
 
-def _converted(weights: Path, name: str, convert: Callable[[Path, Path], None]) -> Path:
-    """The cached safetensors folder of other weights; made by one process while others wait for it."""
+def _converted(files: list[Path], root: Path, name: str, convert: Callable[[Path], None]) -> Path:
+    """The cached safetensors folder that ``convert`` writes from other files; made by one process while others wait for it."""
     from filelock import FileLock
 
-    folder = cache_folder() / "models" / f"{name}-{files_digest([weights], weights.parent)}"
+    folder = cache_folder() / "models" / f"{name}-{files_digest(files, root)}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -135,27 +135,32 @@ def _converted(weights: Path, name: str, convert: Callable[[Path, Path], None]) 
         if not folder.is_dir():
             unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
             try:
-                convert(weights, unfinished)
+                convert(unfinished)
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _unpickle(binary: Path, folder: Path, key: str) -> None:
-    """Save a model folder with its pickled weights as safetensors; torch's restricted reader runs no code that a pickle may hold."""
+def _unpickle(files: list[Path], root: Path, folder: Path, key: str) -> None:
+    """Copy a model folder, pickled weights as safetensors; torch's restricted reader runs no code that a pickle may hold."""
     import pickle
 
     import torch
     from safetensors.torch import save_file
 
-    try:
-        weights = torch.load(binary, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(f"{key}: {binary} holds more than weights, which could run code; expected .safetensors") from error
-    shutil.copytree(binary.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin"))
-    weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}  # tensors that share memory cannot be saved
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for file in files:
+        copy = folder / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if file.name != PICKLED:
+            shutil.copyfile(file, copy)
+        elif not any(file.parent.glob("*.safetensors")):
+            try:
+                weights = torch.load(file, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+                raise UsageError(f"{key}: {file} is damaged, or holds more than weights, which could run code") from error
+            weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}  # what shares memory cannot be saved
+            save_file(weights, copy.with_name("model.safetensors"), metadata={"format": "pt"})
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:

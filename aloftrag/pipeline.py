@@ -149,7 +149,7 @@ def status(folder: Path) -> list[tuple[str, str]]:
 
 
 def written_rows(folder: Path, name: str) -> str:
-    """How far an unfinished step has come: rows committed, or optimiser steps done at the last checkpoint."""
+    """How far an unfinished step has come: rows committed, or optimiser steps that a checkpoint holds or is about to."""
     for metrics in (folder / ".work").glob(f"{name}-*/{METRICS}"):
         last = artifacts.read_jsonl(metrics)[-1]
         return f"step {last['step']} of {last['steps']}" if "steps" in last else f"step {last['step']}"

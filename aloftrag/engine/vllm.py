@@ -1,4 +1,4 @@
-"""vLLM in this process: the same code on GPUs and on a CPU, where only the settings differ."""
+"""vLLM: the same code on GPUs and on a CPU, where only the settings differ."""
 
 import itertools
 import os
@@ -40,7 +40,7 @@ class VllmEngine:
             "disable_log_stats": True,
             "enable_lora": adapter is not None,
             **({"max_lora_rank": _lora_rank(adapter)} if adapter else {}),
-            **_device_arguments(),
+            **({} if on_gpu() else _cpu_arguments(settings)),
             **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
             **settings.options,
         }
@@ -88,16 +88,15 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _device_arguments() -> dict[str, Any]:
-    if on_gpu():
-        return {}
+def _cpu_arguments(settings: VllmSettings) -> dict[str, Any]:
     # On a CPU compilation takes two minutes, 16-bit products are far slower than 32-bit ones, a worker process of its own would
     # spin on a core that the other one needs, and more requests at once than the cache holds would push each other out.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or vLLM takes its worker process after all: half as fast on two cores
+    if settings.tensor_parallel == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or vLLM takes its worker process after all: half as fast on two cores
     return {
         "dtype": "float32",
         "enforce_eager": True,
-        "distributed_executor_backend": "uni",
+        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
         "max_num_seqs": 64,
         "block_size": 32,  # of 128 tokens, vLLM's default there, much of a shared beginning is not shared
     }

@@ -86,19 +86,24 @@ def draw(rows: pl.DataFrame, count: int | None, seed: int) -> pl.DataFrame:
 
 
 def read_gold(file: str) -> list[dict[str, Any]]:
-    """The rows of a gold table, nothing guessed: an answer of 0730 stays one. Raises ``UsageError`` for a line that is no object."""
+    """The rows of a gold table, nothing guessed: an answer of 0730 stays one. Raises ``UsageError`` where it can't be read."""
     suffix = Path(file).suffix.lower()
-    if suffix == ".parquet":
-        return pl.read_parquet(file).to_dicts()
-    if suffix == ".csv":
-        return pl.read_csv(file, infer_schema=False).to_dicts()
-    lines = enumerate(Path(file).read_text(encoding="utf-8-sig").split("\n"), 1)  # other line ends may stand inside an answer
+    try:
+        if suffix == ".parquet":
+            return pl.read_parquet(file).to_dicts()
+        if suffix == ".csv":
+            return pl.read_csv(file, infer_schema=False).to_dicts()
+        content = Path(file).read_text(encoding="utf-8-sig")
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        raise UsageError(f"evaluation.gold: {file}: not readable ({str(error).splitlines()[0]})") from error
+    lines = enumerate(content.split("\n"), 1)  # other line ends may stand inside an answer
     return [_json_row(line, f"evaluation.gold: {file}, line {number}") for number, line in lines if line.strip()]
 
 
 def _json_row(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     except ValueError as error:
         raise UsageError(f"{place}: not JSON ({error})") from error
     if not isinstance(row, dict):

@@ -1,4 +1,4 @@
-"""Invented texts with good questions, answers and ratings, shown as earlier turns to models that need to see the form."""
+"""Invented texts with good questions, answers and ratings, shown as plain text to models that need to see the form."""
 
 from functools import cache
 from importlib.resources import files

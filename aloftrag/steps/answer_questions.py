@@ -76,7 +76,8 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     for variant, replies in (("base", base), ("adapter", adapter)):
         table = answers_table(artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained)
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
-    unanswered = sum(row["free"] is None and row["constrained"] is None for replies in (base, adapter) for row in replies.to_pylist())
+    scored = "constrained" if is_constrained else "free"
+    unanswered = base[scored].null_count + adapter[scored].null_count
     return {**counts, "unanswered": unanswered, "constrained": is_constrained, "base_format_ok_free": free_form}
 
 
@@ -129,7 +130,7 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
         if constrained:
             form = rag.form(len(row["context_ids"]))
             reply["constrained"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form)))
-    except PromptTooLong:  # a positive that does not fit alone: unanswered, and so counted as wrong
+    except PromptTooLong:  # the positive alone is too long: unanswered, and so counted as wrong
         pass
     return reply
 

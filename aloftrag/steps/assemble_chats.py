@@ -55,11 +55,6 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     negatives = pl.read_parquet(run.artifact("negatives") / "*.parquet")
     clusters = pl.read_parquet(run.artifact("clusters") / "*.parquet")
     selection = select(annotations, negatives, clusters, run.job)
-    if run.job.evaluation.gold is None and "held_out" not in set(selection["split"]):
-        raise RunError(
-            f"assemble_chats: evaluation.held_out = {run.job.evaluation.held_out} holds out no text that has a usable question; "
-            "set it higher, or give evaluation.gold"
-        )
     artifacts.write_table(
         selection.to_arrow().cast(schemas.SELECTION), artifacts.fresh_folder(run.artifact("selection")) / "selection.parquet"
     )
@@ -79,6 +74,11 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     if not any(plan.split == "train" for plan in plans):
         reasons = selection["drop_reason"].drop_nulls().value_counts(sort=True).rows()
         raise RunError(f"assemble_chats: no question is left to train on; left out: {dict(reasons)}. Loosen the settings that drop them.")
+    if run.job.evaluation.gold is None and "held_out" not in set(selection["split"]):
+        raise RunError(
+            f"assemble_chats: evaluation.held_out = {run.job.evaluation.held_out} holds out no text that has a usable question; "
+            "set it higher, or give evaluation.gold"
+        )
     return _counts(selection, plans)
 
 

@@ -43,9 +43,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    rows, too_long = training_rows(run.job, run.artifact("chats"), "train")
-    if not rows:
-        raise RunError(f"tune_adapter: each of the {too_long} chats is longer than training.max_tokens = {run.job.training.max_tokens}")
+    chats, too_long = count_chats(run.job, run.artifact("chats"))
     on_gpu = pool.gpus() > 0
     workers = worker_count(run.job, pool.gpus())
     trainer = TorchTrainer(
@@ -75,13 +73,24 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     loop.write_metrics(folder / loop.METRICS, metrics)
     last = [line for line in metrics if "loss" in line][-1]
     return {
-        "chats": len(rows),
+        "chats": chats,
         "chats_too_long": too_long,
         "steps": last["steps"],
         "tokens": sum(line.get("tokens", 0) for line in metrics),
         "target_tokens": sum(line.get("target_tokens", 0) for line in metrics),
         "last_loss": round(last["loss"], 4),
     }
+
+
+def count_chats(job: Job, chats: Path) -> tuple[int, int]:
+    """How many chats there are to train on, and how many are too long; raises ``RunError`` when there is none."""
+    rows, too_long = training_rows(job, chats, "train")
+    if not rows:
+        limit = models.longest_prompt(job.models.llm, job.training.max_tokens)
+        raise RunError(
+            f"tune_adapter: each of the {too_long} chats is longer than {limit} tokens, what training.max_tokens and the model allow"
+        )
+    return len(rows), too_long
 
 
 def process_group(workers: int, on_gpu: bool) -> "TorchConfig":
@@ -106,7 +115,7 @@ def worker_count(job: Job, gpus: int) -> int:
 
 
 def training_rows(job: Job, chats: Path, split: str) -> tuple[list[TrainingRow], int]:
-    """The tokenised chats of a split, in the order of their ids; and how many were longer than ``training.max_tokens``."""
+    """The tokenised chats of a split, in the order of their ids; and how many were too long for ``training.max_tokens`` or the model."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))

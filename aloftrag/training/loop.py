@@ -128,8 +128,10 @@ def adapted_model(folder: Path, settings: Training, adapter: Path | None) -> Any
 
 
 def write_metrics(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """One JSON object per line."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+    """One JSON object per line; a reader sees the old file or the new one."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _all_steps(lengths: Sequence[int], settings: Training, seed: int) -> list[list[int]]:

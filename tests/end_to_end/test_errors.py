@@ -75,13 +75,24 @@ def test_a_gold_table_without_answers_is_exit_code_2(
     fails(["run", str(path)], 2, "evaluation.gold", "'answer'", capsys=capsys)
 
 
-def test_a_broken_line_of_a_gold_table_is_exit_code_2(
-    job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+GOLD_ROW = json.dumps({"context": "c\u2028d", "question": "q", "answer": "a"}, ensure_ascii=False).encode()  # a line end to Python only
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("gold.jsonl", GOLD_ROW + b"\n" + GOLD_ROW[:-1], "line 2"),
+        ("gold.jsonl", GOLD_ROW + b'\n{"context": "\\ud83d", "question": "q", "answer": "a"}', "line 2"),
+        ("gold.jsonl", GOLD_ROW + b"\n" + GOLD_ROW.replace(b"q", b"\xe9"), "utf-8"),
+        ("gold.csv", b"context,question,answer\nc,q,a\nc,q,a,b,c\n", "not readable"),
+        ("gold.csv", b"context,question,answer\nc,q,a\nc,\xe9,a\n", "utf-8"),
+    ],
+)
+def test_a_broken_row_of_a_gold_table_is_exit_code_2(
+    name: str, content: bytes, part: str, job_file: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = json.dumps({"context": "c\u2028d", "question": "q", "answer": "a"}, ensure_ascii=False)  # a line end only to Python
-    (tmp_path / "gold.jsonl").write_text(f"{row}\n{row[:-1]}\n")
-    path = job_file(evaluation={"gold": str(tmp_path / "gold.jsonl")})
-    fails(["run", str(path)], 2, "evaluation.gold", "line 2", capsys=capsys)
+    (tmp_path / name).write_bytes(content)
+    fails(["run", str(job_file(evaluation={"gold": str(tmp_path / name)}))], 2, "evaluation.gold", name, part, capsys=capsys)
 
 
 def test_another_step_done_alone_than_redone_is_exit_code_2(job_file: Any, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,7 +156,7 @@ def question(question_id: str, contexts: int = 3) -> Row:
         "positive_position": 1,
         "most_similar_position": 2,
         "is_hard": False,
-        "messages": rag.first_turns([f"Text {n}." for n in range(contexts)], "Which gate?", "English"),
+        "messages": rag.first_turns([f"Text {n}." for n in range(contexts)], f"Which gate, {question_id}?", "English"),
     }
 
 
@@ -352,13 +352,17 @@ def test_a_base_that_keeps_the_form_by_itself_is_left_free_and_so_is_the_adapter
         return {"questions": 10}
 
     monkeypatch.setattr(answer_questions, "_prepare_questions", prepare)
-    run, counts = answered({}, base=cites_first(), adapter=cites_first("2"))
 
-    assert counts == {"questions": 10, "unanswered": 0, "constrained": False, "base_format_ok_free": 1.0}
+    def cut_once(prompt: Any) -> str | None:
+        return None if prompt.messages[-1]["content"].endswith("q3?") and not prompt.form else cites_first()(prompt)
+
+    run, counts = answered({}, base=cut_once, adapter=cites_first("2"))
+
+    assert counts == {"questions": 10, "unanswered": 1, "constrained": False, "base_format_ok_free": 0.9}
     for variant, cited in (("base", [1]), ("adapter", [2])):
         rows = tables.read(run.artifact("answers") / variant, "question_id")
         assert [row["question_id"] for row in rows] == [f"q{n}" for n in range(10)]
-        assert all(row["cited_positions"] == cited for row in rows)
+        assert all(row["cited_positions"] == (None if (variant, row["question_id"]) == ("base", "q3") else cited) for row in rows)
 
 
 def cites_first(position: str = "1") -> Callable[[Any], str]:

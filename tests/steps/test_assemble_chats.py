@@ -278,8 +278,15 @@ def test_what_was_left_out_is_counted_by_reason(new_run: Any, work: Path) -> Non
     assert counts == {"questions": 60, "kept": {"train": 42}, "left_out": left_out, "chats": 42, "turns": 42}
 
 
-def test_when_nothing_is_left_to_train_on_the_reasons_are_told(new_run: Any, work: Path) -> None:
-    run = ring_run(new_run(negatives={"contexts": 4}, **ALL_TRAIN))
+@pytest.mark.parametrize("evaluated", [ALL_TRAIN, {}])
+def test_when_nothing_is_left_to_train_on_the_reasons_are_told(new_run: Any, work: Path, evaluated: dict[str, Any]) -> None:
+    run = ring_run(new_run(negatives={"contexts": 4}, **evaluated))
     tables.write(run.artifact("annotations"), schemas.ANNOTATIONS, [annotation(key, text_rating=1.0) for key in QUESTION_IDS])
     with pytest.raises(RunError, match="'text rated too low': 60"):
+        assemble_chats.make(run, run.artifact("chats"), work)
+
+
+def test_when_no_question_is_held_out_the_setting_is_named(new_run: Any, work: Path) -> None:
+    run = ring_run(new_run(negatives={"contexts": 4}, evaluation={"held_out": 1e-9}))
+    with pytest.raises(RunError, match=r"evaluation\.held_out = 1e-09 holds out no text"):
         assemble_chats.make(run, run.artifact("chats"), work)

@@ -134,6 +134,8 @@ def test_an_unknown_key_is_an_error_that_names_file_and_key(write: Any, added: s
         ("resources: {training_workers: 2}", "resources.training_workers", "does not divide training.examples_per_step (1)"),
         ("resources: {training_workers: [1, 2]}", "resources.training_workers", "not available yet"),
         ("negatives: {contexts: [3, 5]}", "negatives.contexts", "not available yet"),
+        ("evaluation: {gold: [], held_out: 0.0}", "evaluation.held_out", "nothing to evaluate with"),
+        ("engine: {options: {max_model_len: 512}}", "engine.options.max_model_len", "training.max_tokens"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_file_and_key_and_what_was_expected(write: Any, added: str, key: str, expected: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from aloftrag.errors import UsageError
-from aloftrag.models import local_folder
+from aloftrag.models import local_folder, longest_prompt
 
 
 class RunsCode:
@@ -47,6 +47,36 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(folder: Path) -> 
     with pytest.raises(UsageError, match="could run code"):
         local_folder(str(folder), "embedder")
     assert not Path("ran").exists()
+
+
+def test_a_damaged_pickle_is_an_error_of_one_line(folder: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").write_bytes((folder / "pytorch_model.bin").read_bytes()[:3000])
+    with pytest.raises(UsageError, match="is damaged"):
+        local_folder(str(folder), "embedder")
+
+
+def test_a_changed_file_beside_pickled_weights_is_seen(folder: Path) -> None:
+    torch.save({"a": torch.ones(2)}, folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="no chat template"):
+        local_folder(str(folder), "llm")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert (local_folder(str(folder), "llm") / "chat_template.jinja").is_file()
+
+
+def test_pickled_weights_of_a_module_are_saved_as_safetensors_too(folder: Path) -> None:
+    (folder / "model.safetensors").touch()
+    (folder / "2_Dense").mkdir()
+    torch.save({"linear.weight": torch.ones(2)}, folder / "2_Dense" / "pytorch_model.bin")
+    (folder / "2_Dense").chmod(0o555)
+    converted = local_folder(str(folder), "embedder")
+    assert (converted / "model.safetensors").is_file()
+    assert load_file(converted / "2_Dense" / "model.safetensors")["linear.weight"].tolist() == [1, 1]
+
+
+def test_a_conversation_is_no_longer_than_the_model_takes(tiny_llm: Path) -> None:
+    assert longest_prompt(str(tiny_llm), 20_000) == 4096
+    assert longest_prompt(str(tiny_llm), 2048) == 2048
 
 
 def test_a_folder_with_safetensors_is_used_as_it_is(folder: Path) -> None:
