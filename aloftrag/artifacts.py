@@ -51,6 +51,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock", blocking=False)
 
+    def with_settings(self, section: str, **values: Any) -> "Run":
+        """The run with some settings of a section of its job decided."""
+        changed = getattr(self.job, section).model_copy(update=values)
+        return Run(self.job.model_copy(update={section: changed}), self.folder)
+
     def artifact(self, name: str) -> Path:
         """The folder of an artifact."""
         return self.folder / name

@@ -42,7 +42,10 @@ class EmbedderPrompts(Section):
 
 
 class Models(Section):
-    """A hub id, a folder, a ``.gguf`` file, or ``package:NAME`` for weights that an installed package carries."""
+    """A hub id, a folder, a ``.gguf`` file, or ``package:NAME`` for weights that an installed package carries.
+
+    The language model also as the address of an OpenAI-compatible server that has been started with one of these.
+    """
 
     llm: str = "Qwen/Qwen2.5-7B-Instruct"
     embedder: str = "BAAI/bge-m3"
@@ -65,7 +68,7 @@ class Annotation(Section):
     qa_threshold: Rating = 8
     questions_per_text: Count = 1
     stop_early: bool = True  # False: questions are written about texts below the threshold too, and left out of training
-    layout: Literal["auto", "instructions-first", "text-first"] = "auto"
+    layout: Literal["auto", "instructions-first", "text-first"] = "auto"  # of a prompt; auto: what computes fewer tokens
     worked_examples: Annotated[int, Field(ge=0)] = 0  # for models too small to follow an instruction
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.35  # share of unusable replies at which the run stops
     drop: Drop = Drop()
@@ -75,7 +78,7 @@ class Engine(Section):
     """The language model's engine; ``options`` go to vLLM as they are."""
 
     max_num_seqs: Count | None = None  # conversations at once; None: vLLM's default
-    stall_minutes: Count = 10
+    stall_minutes: Annotated[float, Field(gt=0)] = 10  # a run fails when no row is answered for so long
     options: dict[str, Any] = {}
 
 
@@ -139,8 +142,6 @@ class Resources(Section):
 
 # In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
 NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
-    "annotation.layout": ("auto", "instructions-first"),
-    "engine.stall_minutes": (10,),
     "negatives.index": ("auto", "exact"),
     "negatives.near_duplicate_similarity": (None,),
     "negatives.relative_margin": (None,),
@@ -194,6 +195,13 @@ class Job(Section):
         for option, key in ENGINE_SETTINGS.items():
             if option in self.engine.options:
                 raise ValueError(f"engine.options.{option}: expected the job file's own setting for it, {key}")
+        if self.annotation.layout == "text-first" and self.annotation.worked_examples:
+            raise ValueError(
+                "annotation.layout: text-first and annotation.worked_examples cannot go together, since examples stand before the text; "
+                "expected auto or instructions-first"
+            )
+        if self.models.llm.startswith(("http://", "https://")) and self.engine.options:
+            raise ValueError("engine.options: models.llm is a server, which has been started with its own; expected none")
         if isinstance(self.negatives.contexts, tuple):
             raise ValueError("negatives.contexts: a range is not available yet; expected one number")
         workers = self.resources.training_workers
@@ -227,10 +235,14 @@ class Job(Section):
         return Job.model_validate(data)
 
     def resolved(self) -> "Job":
-        """This job with every ``auto`` that can change the result decided, from the job alone."""
+        """This job with every ``auto`` that can change the result decided, as far as the job alone decides it.
+
+        The layout of prompts without worked examples is left to step 1, which counts the texts' tokens.
+        """
         data = self.model_dump()
+        if self.annotation.worked_examples:
+            data["annotation"]["layout"] = "instructions-first"
         for section, key, value in (
-            ("annotation", "layout", "instructions-first"),
             ("negatives", "index", "exact"),
             ("training", "batching", "by-length"),
         ):

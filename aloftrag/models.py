@@ -1,12 +1,14 @@
 """From a model's name to a folder that transformers, vLLM and sentence-transformers load without any network.
 
-A name is a folder, a ``.gguf`` file, ``package:NAME`` (weights that an installed Python package carries) or a hub id.
+A name is a folder, a ``.gguf`` file, ``package:NAME`` (weights that an installed Python package carries), a hub id, or the address of
+a server that annotates with the model (``http://HOST:PORT/v1``): its weights are then those that the server says it was started with.
 GGUF weights are dequantised once into the cache (``XDG_CACHE_HOME``), and pickled PyTorch weights saved anew as safetensors; the hub
 is asked only for an id that is not in its cache.
 """
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import io
 import os
@@ -14,10 +16,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aloftrag.artifacts import files_digest
+from aloftrag.artifacts import files_digest, read_json, write_json
 from aloftrag.errors import UsageError
 
 Role = Literal["llm", "embedder"]
@@ -34,8 +37,8 @@ def local_folder(name: str, role: Role) -> Path:
     key = f"models.{role}: {name!r}"
     if name.startswith("package:"):
         found = _in_package(name.removeprefix("package:"), key)
-    elif name.startswith(("http://", "https://")):
-        raise UsageError(f"{key} is a server; tuning needs the weights: expected a folder, a .gguf file, package:NAME or a hub id")
+    elif is_server(name):
+        return _weights_of_server(name, role, key)
     elif Path(name).exists():
         found = Path(name).resolve()
     elif HUB_ID.fullmatch(name):
@@ -51,6 +54,50 @@ def local_folder(name: str, role: Role) -> Path:
         folder = found
     _check_folder(folder, role, key)
     return folder
+
+
+def is_server(name: str) -> bool:
+    """Whether a model's name is the address of a server."""
+    return name.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a server says of the model that it serves."""
+
+    name: str  # what to ask it for
+    weights: str  # what it was started with: a folder or a hub id
+    max_tokens: int | None
+
+
+@functools.cache
+def served_model(url: str) -> ServedModel:
+    """The first model of an OpenAI-compatible server; raises ``UsageError`` when there is none, or it does not say which weights it has.
+
+    What it said last is kept, so that tuning needs no server any more.
+    """
+    from openai import APIError, DefaultHttpxClient, OpenAI
+
+    key, kept = f"models.llm: {url!r}", cache_folder() / "servers" / f"{hashlib.blake2b(url.encode(), digest_size=16).hexdigest()}.json"
+    http = DefaultHttpxClient(trust_env=False)  # no proxy stands between
+    try:
+        with OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=10, max_retries=1, http_client=http) as client:
+            served = client.models.list().data[0].model_dump()
+        write_json(kept, {"name": served["id"], "weights": served.get("root") or served["id"], "max_tokens": served.get("max_model_len")})
+    except (APIError, IndexError) as error:
+        if not kept.is_file():
+            raise UsageError(f"{key}: no OpenAI-compatible server answers there ({error}); expected such as http://HOST:8000/v1") from error
+    return ServedModel(**read_json(kept))
+
+
+def _weights_of_server(url: str, role: Role, key: str) -> Path:
+    if role != "llm":
+        raise UsageError(f"{key} is a server; expected a folder, package:NAME or a hub id")
+    weights = served_model(url).weights
+    try:
+        return local_folder(weights, role)
+    except UsageError as error:
+        raise UsageError(f"{key} serves {weights!r}, whose weights are needed here too, for tuning ({error})") from error
 
 
 def identity(name: str, role: Role) -> str:

@@ -58,6 +58,8 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
     for name, step in STEPS.items():
         if name == redo:
             _discard(run, from_step=redo)
+        if step is annotate:
+            run = annotate.with_layout(run)
         settings = _settings(run, name, fingerprints)
         fingerprints[step.MAKES] = artifacts.fingerprint(settings)
         if artifacts.is_finished(run.artifact(step.MAKES), settings, name):

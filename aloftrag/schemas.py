@@ -30,6 +30,7 @@ ANNOTATED_TEXTS = pa.schema(
     [
         pa.field("text_id", pa.string(), nullable=False),
         pa.field("text_rating", pa.float64()),
+        pa.field("text_rating_expected", pa.float64()),
         pa.field("text_rating_reply", pa.string()),
         pa.field("error", pa.string()),
         pa.field("questions", pa.list_(pa.struct(_QUESTION))),
@@ -42,6 +43,7 @@ ANNOTATIONS = pa.schema(
         pa.field("question_id", pa.string(), nullable=False),
         pa.field("text_id", pa.string(), nullable=False),
         pa.field("text_rating", pa.float64()),
+        pa.field("text_rating_expected", pa.float64()),
         pa.field("text_rating_reply", pa.string()),
         *_QUESTION,
     ]

@@ -1,54 +1,221 @@
-"""An engine in every actor of a Ray Data pool: the thin Ray part around a coroutine per row."""
+"""An engine in every actor of a Ray Data pool: the thin Ray part around a coroutine per row.
+
+When an engine dies its actor exits, Ray starts another one and gives it the same blocks again; ``in_flight`` tells it which
+rows to be careful with.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from aloftrag import artifacts
+from aloftrag.artifacts import BLOCK_ROWS
 from aloftrag.engine import StartEngine
-from aloftrag.engine.port import Engine
-from aloftrag.job import Resources
+from aloftrag.engine.in_flight import InFlightLog, halves
+from aloftrag.engine.port import Completion, Engine, EngineDead
+from aloftrag.engine.server import StartServerEngine
+from aloftrag.errors import RunError
+from aloftrag.job import Job, Resources
+from aloftrag.prompts.chat import Prompt
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 Row = dict[str, Any]
-AskAboutRow = Callable[[Engine, Row], Awaitable[Row]]
 
-# Blocks that an actor works on at once: while the last rows of one are finished, the next has begun.
-BLOCKS_IN_FLIGHT = 3
+_SEQUENCES = 256  # that an engine probably answers side by side, where the job does not say
+_STOPPED = "stopped.txt"  # why an actor could not go on
+_LOOK_SECONDS = 5  # how often a wait for answers looks whether any came
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about each row."""
+
+    ask: Callable[[Engine, Row], Awaitable[Row]]
+    set_aside: Callable[[Row, str], Row]  # the answer's row for a row that cannot be asked, with the reason
+    id_column: str
+    schema: pa.Schema  # of the answers
+
+
+class BusyEngine:
+    """An engine, and how much of the time it had as many requests as it answers side by side."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic):
+        self._engine = engine
+        self.max_num_seqs = engine.max_num_seqs
+        self._clock = clock
+        self._requests = 0
+        self._since: float | None = None  # the last change; None before the first request
+        self.seconds = 0.0
+        self.busy_seconds = 0.0  # a half full engine counts half
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """See ``aloftrag.engine.port.Engine``."""
+        self._count(1)
+        try:
+            return await self._engine.complete(prompt)
+        finally:
+            self._count(-1)
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+
+    def _count(self, change: int) -> None:
+        now = self._clock()
+        if self._since is not None:
+            self.seconds += now - self._since
+            self.busy_seconds += (now - self._since) * min(1.0, self._requests / self.max_num_seqs)
+        self._since = now
+        self._requests += change
+
+
+class _Turns:
+    """Rows are asked beside each other; suspects alone."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._together = 0
+        self._alone = False
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone)
+            self._together += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone)
+            self._alone = True  # from here on no other begins
+            await self._changed.wait_for(lambda: not self._together)
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._alone = False
+                self._changed.notify_all()
 
 
 class _EngineActor:
     """Holds one engine; answers the rows of several blocks at once."""
 
-    def __init__(self, start_engine: StartEngine, ask: AskAboutRow, schema: pa.Schema):
-        self._engine = start_engine()
-        self._ask = ask
-        self._schema = schema
+    def __init__(self, start_engine: StartEngine, question: Question, logs: Path, stall_minutes: float):
+        self._engine = BusyEngine(start_engine())
+        self._question = question
+        self._logs = logs
+        self._busy_log = logs / f"busy-{uuid.uuid4().hex}.json"
+        self._places = asyncio.Semaphore(2 * self._engine.max_num_seqs)  # while one waits for its next prompt, another one's runs
+        self._turns = _Turns()
+        self._stall_seconds = 60 * stall_minutes
+        self._last_answer = 0.0
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        rows = await asyncio.gather(*(self._ask(self._engine, row) for row in block.to_pylist()))
-        yield pa.Table.from_pylist(rows, schema=self._schema)
+        rows = {row[self._question.id_column]: row for row in block.to_pylist()}
+        log = InFlightLog(self._logs, list(rows))
+        try:
+            answers = await self._watch(self._answers(rows, log), log)
+        except RunError as error:
+            (self._logs / _STOPPED).write_text(str(error), encoding="utf-8")
+            raise
+        log.close()
+        artifacts.write_json(self._busy_log, {"seconds": self._engine.seconds, "busy_seconds": self._engine.busy_seconds})
+        yield pa.Table.from_pylist([answers[row_id] for row_id in rows], schema=self._question.schema)
+
+    async def _answers(self, rows: dict[str, Row], log: InFlightLog) -> dict[str, Row]:
+        suspects = {row_id for group in log.suspects for row_id in group}
+        answers = {row_id: self._question.set_aside(rows[row_id], "the engine died on it") for row_id in log.culprits}
+        others = [row_id for row_id in rows if row_id not in suspects and row_id not in answers]
+
+        async def answer(row_id: str) -> None:
+            try:
+                answers[row_id] = await self._question.ask(self._engine, rows[row_id])
+            except EngineDead:
+                os._exit(1)  # Ray starts the actor again and gives it its blocks again
+            log.answered(row_id)
+            self._last_answer = time.time()
+
+        async def beside_others(row_id: str) -> None:
+            async with self._places, self._turns.together():
+                log.asked([row_id], alone=False)
+                await answer(row_id)
+
+        await asyncio.gather(*(beside_others(row_id) for row_id in others))
+        for group in log.suspects:
+            for half in halves(group):
+                async with self._turns.alone():
+                    log.asked(half, alone=True)
+                    await asyncio.gather(*(answer(row_id) for row_id in half))
+        return answers
+
+    async def _watch(self, work: Awaitable[dict[str, Row]], log: InFlightLog) -> dict[str, Row]:
+        """The result of ``work``; raises ``RunError`` when no row of this actor or block has been answered for too long."""
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+            if time.time() - max(self._last_answer, log.waiting_since) > self._stall_seconds:
+                raise RunError(
+                    f"no row was answered for {self._stall_seconds / 60:g} minutes (engine.stall_minutes); "
+                    f"the engine died in {len(log.suspects)} groups of rows that are asked again, and set aside {len(log.culprits)} rows"
+                )
+        return task.result()
 
 
-def ask_rows(dataset: "Dataset", ask: AskAboutRow, start_engine: StartEngine, schema: pa.Schema, resources: Resources) -> "Dataset":
-    """One row of ``schema`` for each row of ``dataset``, made by the coroutine ``ask`` with an engine."""
+def ask_rows(dataset: "Dataset", question: Question, start_engine: StartEngine, job: Job, logs: Path) -> "Dataset":
+    """One answer for each row of ``dataset``; ``logs`` is where actors note what they ask, for those that come after them."""
     from ray.data import ActorPoolStrategy
 
+    # While the last rows of a block are answered, the next have begun.
+    blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
+    on_server = isinstance(start_engine, StartServerEngine)
     return dataset.map_batches(
         _EngineActor,
-        fn_constructor_args=(start_engine, ask, schema),
+        fn_constructor_args=(start_engine, question, logs, job.engine.stall_minutes),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            size=replicas(resources), max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT, max_concurrent_calls_per_actor=BLOCKS_IN_FLIGHT
+            size=1 if on_server else replicas(job.resources), max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks
         ),
         udf_modifying_row_count=False,
         num_cpus=1,
-        num_gpus=resources.tensor_parallel if gpus() else 0,
+        num_gpus=job.resources.tensor_parallel if gpus() and not on_server else 0,
     )
+
+
+@contextmanager
+def explained(logs: Path) -> Iterator[None]:
+    """Raises what stopped an actor as the ``RunError`` that it was; Ray makes a traceback of it."""
+    from ray.exceptions import UserCodeException
+
+    try:
+        yield
+    except UserCodeException as error:
+        reason = logs / _STOPPED
+        if not reason.is_file():
+            raise
+        raise RunError(reason.read_text(encoding="utf-8")) from error
+
+
+def busy_share(logs: Path) -> float | None:
+    """How full the engines were on average, from 0 to 1, since the step was last started; None when nothing was asked."""
+    found = [artifacts.read_json(path) for path in logs.glob("busy-*.json")]
+    seconds = sum(engine["seconds"] for engine in found)
+    return round(sum(engine["busy_seconds"] for engine in found) / seconds, 3) if seconds else None
 
 
 def gpus() -> int:

@@ -10,9 +10,10 @@ from aloftrag.prompts.chat import Prompt
 class ScriptedEngine:
     """``reply(prompt)`` gives the completion; None stands for a reply that the token limit cut."""
 
-    def __init__(self, reply: Callable[[Prompt], str | None], seconds: float = 0.0):
+    def __init__(self, reply: Callable[[Prompt], str | None], seconds: float = 0.0, max_num_seqs: int = 256):
         self._reply = reply
         self._seconds = seconds
+        self.max_num_seqs = max_num_seqs
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""

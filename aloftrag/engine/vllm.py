@@ -1,14 +1,18 @@
 """vLLM: the same code on GPUs and on a CPU, where only the settings differ."""
 
 import itertools
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aloftrag.engine.port import Completion, PromptTooLong
+from aloftrag.engine.port import Completion, EngineDead, PromptTooLong
 from aloftrag.models import local_folder, longest_prompt
 from aloftrag.prompts.chat import PlainPrompt, Prompt
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -26,59 +30,87 @@ class VllmEngine:
     """A vLLM engine that answers chats, with an adapter when one is given."""
 
     def __init__(self, settings: VllmSettings, adapter: Path | None = None):
-        _prepare_cpu()
+        arguments = engine_arguments(settings, adapter)  # before torch is imported
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        folder = local_folder(settings.model, "llm")
-        arguments: dict[str, Any] = {
-            "max_model_len": longest_prompt(settings.model, settings.max_model_len),
-            "tensor_parallel_size": settings.tensor_parallel,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "enable_lora": adapter is not None,
-            **({"max_lora_rank": _lora_rank(adapter)} if adapter else {}),
-            **({} if on_gpu() else _cpu_arguments(settings)),
-            **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
-            **settings.options,
-        }
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
         self._max_model_len = arguments["max_model_len"]
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), **arguments))
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self.max_num_seqs: int = self._engine.vllm_config.scheduler_config.max_num_seqs
         self._adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self._request_ids = itertools.count()
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         token_ids = prompt.token_ids(self.tokenizer)
         if len(token_ids) + prompt.max_tokens > self._max_model_len:
             raise PromptTooLong(f"{len(token_ids)} tokens and {prompt.max_tokens} for the reply, but the model takes {self._max_model_len}")
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=prompt.max_tokens,
-            stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
-            structured_outputs=StructuredOutputsParams(regex=prompt.form) if prompt.form else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         request_id = str(next(self._request_ids))
         last = None
-        async for output in self._engine.generate(
-            TokensPrompt(prompt_token_ids=token_ids), sampling, request_id, lora_request=self._adapter
-        ):
-            last = output
+        try:
+            async for output in self._engine.generate(
+                TokensPrompt(prompt_token_ids=token_ids), sampling_params(prompt), request_id, lora_request=self._adapter
+            ):
+                last = output
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from error
         assert last is not None, f"the engine ended request {request_id} without a reply"
         (completion,) = last.outputs
-        return Completion(completion.text, completion.finish_reason == "stop")
+        return Completion(completion.text, completion.finish_reason == "stop", _first_tokens(completion.logprobs))
 
     def close(self) -> None:
         """End the engine's own process."""
         self._engine.shutdown()
         del self._engine  # or it is ended once more when Python is half gone
+
+
+def engine_arguments(settings: VllmSettings, adapter: Path | None = None) -> dict[str, Any]:
+    """What vLLM's engine is made with; also sets this process's environment for the CPU build."""
+    _prepare_cpu()
+    return {
+        "model": str(local_folder(settings.model, "llm")),
+        "max_model_len": longest_prompt(settings.model, settings.max_model_len),
+        "tensor_parallel_size": settings.tensor_parallel,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "enable_lora": adapter is not None,
+        **({"max_lora_rank": _lora_rank(adapter)} if adapter else {}),
+        **({} if on_gpu() else _cpu_arguments(settings)),
+        **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
+        **settings.options,
+    }
+
+
+def sampling_params(prompt: Prompt) -> "SamplingParams":
+    """How the reply to a prompt is written: greedily, in the prompt's form."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=prompt.max_tokens,
+        stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
+        logprobs=prompt.alternatives or None,
+        structured_outputs=StructuredOutputsParams(regex=prompt.form) if prompt.form else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _first_tokens(logprobs: Any) -> dict[str, float] | None:
+    """Probabilities by text of the candidates for the first token; with a form, of those that it allows."""
+    if not logprobs:
+        return None
+    probabilities: dict[str, float] = {}
+    for candidate in logprobs[0].values():
+        text = candidate.decoded_token or ""
+        probabilities[text] = probabilities.get(text, 0.0) + math.exp(candidate.logprob)
+    return probabilities
 
 
 def on_gpu() -> bool:

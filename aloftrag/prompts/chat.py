@@ -123,6 +123,7 @@ class ChatPrompt:
     max_tokens: int
     prefill: str = ""
     form: str | None = None
+    alternatives: int = 0  # how many candidates for the first token are wanted with their probabilities
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """The prompt as the model reads it."""
@@ -141,6 +142,7 @@ class PlainPrompt:
     max_tokens: int
     stop: str
     form: str | None = None
+    alternatives: int = 0
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """The prompt as the model reads it; nothing in it is special."""

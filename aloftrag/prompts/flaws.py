@@ -49,6 +49,6 @@ def answer_repeats_question(question: str, answer: str) -> bool:
 def copies_instruction(question: str) -> bool:
     """Whether a question repeats six words in a row of the instruction to write one."""
     words = write_qa.normalised(question).split()
-    instruction = f" {write_qa.normalised(write_qa.SYSTEM)} "
+    instruction = f" {write_qa.normalised(write_qa.INSTRUCTION)} "
     runs = (" ".join(words[start : start + _COPIED_WORDS]) for start in range(len(words) - _COPIED_WORDS + 1))
     return any(f" {run} " in instruction for run in runs)

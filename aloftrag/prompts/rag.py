@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aloftrag.prompts.chat import Message, message
+from aloftrag.prompts.headings import escaped, holds_one
 
 SYSTEM = """You answer questions from numbered texts. First write the heading ### Reference and under it the numbers of the texts that \
 hold the answer, separated by commas. Then write the heading ### Answer and under it the answer in {language}, as short as it can be."""
@@ -31,20 +32,20 @@ class Reply:
 
 def first_turns(texts: Sequence[str], question: str, language: str) -> list[Message]:
     """The conversation up to the first question; text number i stands at position i, from 1."""
-    numbered = "\n\n".join(f"### Text {position}\n{text.strip()}" for position, text in enumerate(texts, 1))
+    numbered = "\n\n".join(f"### Text {position}\n{escaped(text.strip())}" for position, text in enumerate(texts, 1))
     asked = message("user", f"{numbered}\n\n{next_turn(question)['content']}")
     return [message("system", SYSTEM.format(language=language)), asked]
 
 
 def next_turn(question: str) -> Message:
     """The user's turn that asks a further question about the same texts."""
-    return message("user", f"### Question\n{question.strip()}")
+    return message("user", f"### Question\n{escaped(question.strip())}")
 
 
 def reply_turn(cited_positions: Sequence[int], answer: str) -> Message:
     """The assistant's turn that is wanted."""
     cited = ", ".join(str(position) for position in sorted(cited_positions))
-    return message("assistant", f"{REFERENCE}{cited}{ANSWER}{answer.strip()}")
+    return message("assistant", f"{REFERENCE}{cited}{ANSWER}{escaped(answer.strip())}")
 
 
 def reply_parts(content: str) -> tuple[str, str, str]:
@@ -62,7 +63,7 @@ def read(reply: str, contexts: int) -> Reply | None:
     Reply(cited_positions=[2], answer='six')
     """
     found = _REPLY.fullmatch(reply)
-    if not found:
+    if not found or holds_one(found[2]):
         return None
     cited = [int(number) for number in found[1].split(",")]
     if len(set(cited)) < len(cited) or not all(1 <= position <= contexts for position in cited):

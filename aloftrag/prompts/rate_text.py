@@ -2,27 +2,29 @@
 
     system     what to judge, and the scale
     user       ### Text ...
-    assistant  ### Rating, then two digits
+    assistant  ### Rating, then a digit or ``ten``
 
-or, with worked examples, plain text: ``Text: ...``, ``Rating: 08``, one after the other.
+or with the text first (``prompts.layout``); or, with worked examples, plain text: ``Text: ...``, ``Rating: 8``, one after the other.
 """
 
 from collections.abc import Sequence
 
 from aloftrag.prompts import rating
-from aloftrag.prompts.chat import ChatPrompt, PlainPrompt, Prompt, message
+from aloftrag.prompts.chat import ChatPrompt, PlainPrompt, Prompt
+from aloftrag.prompts.layout import Layout, conversation
 from aloftrag.prompts.worked_examples import WorkedExample
 
-SYSTEM = """You judge {language} texts from a collection of documents. Rate how much useful information a text holds, \
-from 00 to 10. 00: nothing to learn from it, such as a menu, a list of links or an empty phrase. 05: some information, but vague. \
-10: many clear facts that somebody may want to look up. Reply with two digits and nothing else."""
+INSTRUCTION = """You judge {language} texts from a collection of documents. Rate how much useful information a text holds, \
+from 0 to 10. 0: nothing to learn from it, such as a menu, a list of links or an empty phrase. 5: some information, but vague. \
+10: many clear facts that somebody may want to look up. {ask}"""
 
 
-def prompt(text: str, language: str, examples: Sequence[WorkedExample]) -> Prompt:
+def prompt(text: str, language: str, examples: Sequence[WorkedExample], layout: Layout) -> Prompt:
     """What asks for a text's rating; ``language`` is an English name."""
     if examples:
-        shown = "".join(f"Text: {example.text}\nRating: {example.text_rating:02d}\n\n" for example in examples)
-        task = "How much useful information is in the text, from 00 to 10?"
-        return PlainPrompt(f"{task}\n\n{shown}Text: {text}\nRating:", rating.MAX_TOKENS, stop="\n", form=f" {rating.FORM}")
-    messages = [message("system", SYSTEM.format(language=language)), message("user", f"### Text\n{text}")]
-    return ChatPrompt(messages, rating.MAX_TOKENS, rating.PREFILL, rating.FORM)
+        shown = "".join(f"Text: {example.text}\nRating: {rating.written(example.text_rating)}\n\n" for example in examples)
+        task = "How much useful information is in the text, from 0 to ten?"
+        beginning = f"{task}\n\n{shown}Text: {text}\nRating: "
+        return PlainPrompt(beginning, rating.MAX_TOKENS, stop="\n", form=rating.FORM, alternatives=rating.ALTERNATIVES)
+    messages = conversation(layout, INSTRUCTION.format(language=language, ask=rating.ASK), text)
+    return ChatPrompt(messages, rating.MAX_TOKENS, rating.PREFILL, rating.FORM, rating.ALTERNATIVES)

@@ -1,9 +1,10 @@
 """Step 2 (paper 3.2): a question that the text answers, and its answer.
 
     system     what to write
-    user       ### Text ..., and for several questions per text: ### Task, which part of it to ask about
+    user       ### Text ..., and for several questions per text: ### Part, which part of it to ask about
     assistant  ### Question ... ### Answer ...
 
+or with the text first (``prompts.layout``);
 or, with worked examples, plain text: ``Text: ...``, ``Question: ...``, ``Answer: ...``, one after the other; of several
 questions per text, each is then shown the text's heading and its own part only.
 """
@@ -14,15 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aloftrag.languages import NO_FINAL_QUESTION_MARK
-from aloftrag.prompts.chat import ChatPrompt, PlainPrompt, Prompt, message
+from aloftrag.prompts.chat import ChatPrompt, PlainPrompt, Prompt
+from aloftrag.prompts.headings import escaped, holds_one
+from aloftrag.prompts.layout import Layout, conversation
 from aloftrag.prompts.worked_examples import WorkedExample
 
-SYSTEM = """You write questions about {language} texts from a collection of documents. Write one question in {language} that the text \
-answers, and then its answer. The question is read by somebody who cannot see the text: it names the person, place or thing that it is \
-about. The answer is taken from the text and is short: a name, a number or a few words where they suffice."""
+INSTRUCTION = """You write questions about {language} texts from a collection of documents. Write one question in {language} that the \
+text answers, and then its answer. Where a part of the text is named, the question is about that part. The question is read by somebody \
+who cannot see the text: it names the person, place or thing that it is about. The answer is taken from the text and is short: a name, \
+a number or a few words where they suffice."""
 PREFILL = "### Question\n"
 MAX_TOKENS = 512
-PLAIN_MAX_TOKENS = 96  # of a model that needs worked examples, what is longer goes round in circles
 _HEADED_REPLY = re.compile(r"\s*(\S.*?)\s*### Answer\s*(\S.*?)\s*", re.DOTALL)
 _PLAIN_REPLY = re.compile(r"\s*(\S[^\n]*)\nAnswer:\s*(\S[^\n]*?)\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…؟।])\s+|(?<=[。！？])|\n+")
@@ -37,17 +40,17 @@ class QuestionAnswer:
     answer: str
 
 
-def prompt(text: str, part: str | None, language_code: str, language: str, examples: Sequence[WorkedExample]) -> Prompt:
+def prompt(text: str, part: str | None, language_code: str, language: str, examples: Sequence[WorkedExample], layout: Layout) -> Prompt:
     """What asks for a question about a text, or about ``part`` of it; ``language`` is the English name of ``language_code``."""
+    question_mark = "" if language_code in NO_FINAL_QUESTION_MARK else "[?？؟;]"
     if examples:
         shown = "".join(f"Text: {example.text}\nQuestion: {example.question}\nAnswer: {example.answer}\n\n" for example in examples)
         task = "Write a question that the text answers, and its short answer. The question names what it is about."
         asked = text if part is None else f"{heading(text)}: {part}" if heading(text) else part
         asked = " ".join(asked.split())  # blank lines part the examples
-        return PlainPrompt(f"{task}\n\n{shown}Text: {asked}\nQuestion:", PLAIN_MAX_TOKENS, stop="\n\n")
-    task = f'\n\n### Task\nAsk about this part: "{part}"' if part else ""
-    messages = [message("system", SYSTEM.format(language=language)), message("user", f"### Text\n{text}{task}")]
-    question_mark = "" if language_code in NO_FINAL_QUESTION_MARK else "[?？؟;]"
+        form = rf" [^\n]{{8,240}}{question_mark}\nAnswer: [^\n]{{1,200}}\n\n"
+        return PlainPrompt(f"{task}\n\n{shown}Text: {asked}\nQuestion:", MAX_TOKENS, stop="\n\n", form=form)
+    messages = conversation(layout, INSTRUCTION.format(language=language), text, f"### Part\n{escaped(part)}" if part else "")
     form = rf"[^\n]{{8,240}}{question_mark}\n### Answer\n[^\n]{{1,300}}"
     return ChatPrompt(messages, MAX_TOKENS, PREFILL, form)
 
@@ -61,7 +64,7 @@ def read(reply: str) -> QuestionAnswer | None:
     QuestionAnswer(question='Who built the mill?', answer='Ada Moss')
     """
     found = _PLAIN_REPLY.fullmatch(reply) or _HEADED_REPLY.fullmatch(reply)
-    return QuestionAnswer(found[1], found[2]) if found else None
+    return QuestionAnswer(found[1], found[2]) if found and not holds_one(found[1]) and not holds_one(found[2]) else None
 
 
 def heading(text: str) -> str:

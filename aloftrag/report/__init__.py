@@ -36,6 +36,7 @@ def write(run: Run) -> None:
         language=english_name(run.job.language),
         funnel=funnel(manifests),
         left_out=manifests["chats"]["counts"]["left_out"],
+        engine_busy=manifests["annotations"]["counts"].get("engine_busy"),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         versions=manifests["texts"]["versions"],
         settings=yaml.safe_dump(run.job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -16,20 +16,39 @@ import pyarrow as pa
 
 from aloftrag import artifacts, languages, models, schemas
 from aloftrag.artifacts import Run
-from aloftrag.engine import Engine, PromptTooLong, StartEngine, pool, starter
+from aloftrag.engine import Completion, Engine, PromptTooLong, StartEngine, annotator, pool
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.prompts import flaws, rate_qa, rate_text, rating, write_qa
-from aloftrag.prompts.chat import Prompt
+from aloftrag.prompts.chat import encode_content
+from aloftrag.prompts.layout import Layout, cheaper
 from aloftrag.prompts.worked_examples import worked_examples
 from aloftrag.prompts.write_qa import QuestionAnswer
 
 MAKES = "annotations"
 BESIDE: tuple[str, ...] = ()
 NEEDS: tuple[str, ...] = ("texts",)
-VERSION = 1
+VERSION = 2
 
 Row = dict[str, Any]
+
+_LAYOUT_SAMPLE = 1000  # texts; ids are hashes, so the first are a random sample
+
+
+def with_layout(run: Run) -> Run:
+    """The run with ``annotation.layout: auto`` decided: what is cheaper for a sample of its texts."""
+    job = run.job
+    if job.annotation.layout != "auto":
+        return run
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
+    sample = pl.scan_parquet(run.artifact("texts") / "*.parquet").select("text").head(_LAYOUT_SAMPLE).collect()["text"]
+    text_tokens = sum(len(encode_content(tokenizer, text)) for text in sample) / len(sample)
+    calls = [rate_text.INSTRUCTION, *[write_qa.INSTRUCTION] * job.annotation.questions_per_text]
+    if job.annotation.rate_qa:
+        calls += [rate_qa.QUESTION_INSTRUCTION, rate_qa.ANSWER_INSTRUCTION] * job.annotation.questions_per_text
+    return run.with_settings("annotation", layout=cheaper(text_tokens, [len(encode_content(tokenizer, call)) for call in calls]))
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -52,27 +71,24 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     Raises ``RunError`` when more than ``annotation.max_failed`` of the texts came to nothing.
     """
     answered = work / "texts"
-    artifacts.map_rows(
-        source=run.artifact("texts"),
-        id_column="text_id",
-        columns=["text_id", "text"],
-        transform=lambda texts: pool.ask_rows(
-            texts,
-            functools.partial(annotate_text, job=run.job),
-            start_engine or starter(run),
-            schemas.ANNOTATED_TEXTS,
-            run.job.resources,
-        ),
-        destination=answered,
-        schema=schemas.ANNOTATED_TEXTS,
-        checkpoints=work / "checkpoints",
-    )
+    question = pool.Question(functools.partial(annotate_text, job=run.job), _set_aside, "text_id", schemas.ANNOTATED_TEXTS)
+    in_flight = artifacts.fresh_folder(work / "in_flight")
+    with pool.explained(in_flight):
+        artifacts.map_rows(
+            source=run.artifact("texts"),
+            id_column="text_id",
+            columns=["text_id", "text"],
+            transform=lambda texts: pool.ask_rows(texts, question, start_engine or annotator(run), run.job, in_flight),
+            destination=answered,
+            schema=schemas.ANNOTATED_TEXTS,
+            checkpoints=work / "checkpoints",
+        )
     artifacts.fresh_folder(folder)
     artifacts.read_blocks(answered).map_batches(explode_questions, batch_size=None, batch_format="pyarrow").write_parquet(str(folder))
     artifacts.hold_schema(folder, schemas.ANNOTATIONS)
     counts = _counts(folder)
     _hold_budget(folder, counts, run.job.annotation.max_failed)
-    return counts
+    return {**counts, "engine_busy": pool.busy_share(in_flight)}
 
 
 async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:
@@ -82,7 +98,9 @@ async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:
     examples = worked_examples(job.language, annotation.worked_examples)
     result: Row = {"text_id": row["text_id"], "questions": []}
     try:
-        result["text_rating"], result["text_rating_reply"] = await _rate(engine, rate_text.prompt(text, language, examples))
+        completion = await engine.complete(rate_text.prompt(text, language, examples, _layout(job)))
+        result["text_rating"], result["text_rating_reply"] = _rating(completion), completion.text
+        result["text_rating_expected"] = rating.expected(completion.first_tokens)
         if result["text_rating"] is None:
             result["error"] = f"no rating in the reply {result['text_rating_reply']!r}"
             if annotation.stop_early:
@@ -99,11 +117,15 @@ async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:
     return result
 
 
+def _set_aside(row: Row, reason: str) -> Row:
+    return {"text_id": row["text_id"], "questions": [], "error": reason}
+
+
 async def _question(engine: Engine, text: str, part: str | None, job: Job) -> Row:
     """Write one question about a text or a part of it, and rate it when asked to."""
     language = languages.english_name(job.language)
     examples = worked_examples(job.language, job.annotation.worked_examples)
-    completion = await engine.complete(write_qa.prompt(text, part, job.language, language, examples))
+    completion = await engine.complete(write_qa.prompt(text, part, job.language, language, examples, _layout(job)))
     question: Row = {"reply": completion.text}
     written = write_qa.read(completion.text) if completion.ended else None
     if written is None:
@@ -121,27 +143,32 @@ async def _question(engine: Engine, text: str, part: str | None, job: Job) -> Ro
         "copies_instruction": flaws.copies_instruction(written.question),
     }
     if job.annotation.rate_qa:
-        question |= await _rate_question(engine, text, written, language)
+        question |= await _rate_question(engine, text, written, language, _layout(job))
     return question
 
 
-async def _rate_question(engine: Engine, text: str, written: QuestionAnswer, language: str) -> Row:
-    (question_rating, question_reply), (answer_rating, answer_reply) = await asyncio.gather(
-        _rate(engine, rate_qa.question_prompt(text, written, language)),
-        _rate(engine, rate_qa.answer_prompt(text, written, language)),
+async def _rate_question(engine: Engine, text: str, written: QuestionAnswer, language: str, layout: Layout) -> Row:
+    of_question, of_answer = await asyncio.gather(
+        engine.complete(rate_qa.question_prompt(text, written, language, layout)),
+        engine.complete(rate_qa.answer_prompt(text, written, language, layout)),
     )
     return {
-        "question_rating": question_rating,
-        "question_rating_reply": question_reply,
-        "answer_rating": answer_rating,
-        "answer_rating_reply": answer_reply,
+        "question_rating": _rating(of_question),
+        "question_rating_reply": of_question.text,
+        "answer_rating": _rating(of_answer),
+        "answer_rating_reply": of_answer.text,
     }
 
 
-async def _rate(engine: Engine, prompt: Prompt) -> tuple[float | None, str]:
-    """A rating, None when the reply has none or was cut; and the reply."""
-    completion = await engine.complete(prompt)
-    return (rating.read(completion.text) if completion.ended else None), completion.text
+def _rating(completion: Completion) -> float | None:
+    """A rating; None when the reply has none or was cut."""
+    return rating.read(completion.text) if completion.ended else None
+
+
+def _layout(job: Job) -> Layout:
+    layout = job.annotation.layout
+    assert layout != "auto", "decided before the step"
+    return layout
 
 
 def without_repeats(questions: list[Row]) -> list[Row]:
@@ -161,7 +188,7 @@ def explode_questions(texts: pa.Table) -> pa.Table:
     """One row of ``schemas.ANNOTATIONS`` per question of ``schemas.ANNOTATED_TEXTS``, one with nulls for a text without."""
     rows = []
     for text in texts.to_pylist():
-        about_text = {key: text[key] for key in ("text_id", "text_rating", "text_rating_reply")}
+        about_text = {key: text[key] for key in ("text_id", "text_rating", "text_rating_expected", "text_rating_reply")}
         for number, question in enumerate(text["questions"] or [{"error": text["error"]}]):
             rows.append({**about_text, "question_id": f"{text['text_id']}-{number}", **question})
     return pa.Table.from_pylist(rows, schema=schemas.ANNOTATIONS)

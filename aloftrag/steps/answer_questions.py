@@ -33,7 +33,7 @@ from aloftrag.retrieval.vectors import embed_texts, load_index
 MAKES = "answers"
 BESIDE: tuple[str, ...] = ("questions",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives", "chats", "adapter")
-VERSION = 1
+VERSION = 2
 
 FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
 _BEGINNING_TOKENS = 16  # enough to see whether a reply begins in the asked form
@@ -133,6 +133,11 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
     except PromptTooLong:  # the positive alone is too long: unanswered, and so counted as wrong
         pass
     return reply
+
+
+def _set_aside(row: Row, reason: str) -> Row:
+    """A question that the engine died on has no reply, counts as wrong, and is in the counts as unanswered."""
+    return {"question_id": row["question_id"]}
 
 
 async def _free_reply(engine: Engine, row: Row, max_tokens: int, only_form: bool) -> str | None:
@@ -247,16 +252,18 @@ def _ask(run: Run, questions: Path, work: Path, variant: str, start_engine: Star
     """One pass over the questions with one variant, resumable at the row: a table of ``_REPLIES``."""
     longest = models.longest_prompt(run.job.models.llm, run.job.training.max_tokens)
     ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=rag.reply_tokens(longest))
-    replies = work / f"replies-{variant}"
-    artifacts.map_rows(
-        source=questions,
-        id_column="question_id",
-        columns=["question_id", "messages", "context_ids"],
-        transform=lambda rows: pool.ask_rows(rows, ask, start_engine, _REPLIES, run.job.resources),
-        destination=replies,
-        schema=_REPLIES,
-        checkpoints=work / f"replies-{variant}-checkpoints",
-    )
+    question = pool.Question(ask, _set_aside, "question_id", _REPLIES)
+    replies, in_flight = work / f"replies-{variant}", artifacts.fresh_folder(work / f"replies-{variant}-in-flight")
+    with pool.explained(in_flight):
+        artifacts.map_rows(
+            source=questions,
+            id_column="question_id",
+            columns=["question_id", "messages", "context_ids"],
+            transform=lambda rows: pool.ask_rows(rows, question, start_engine, run.job, in_flight),
+            destination=replies,
+            schema=_REPLIES,
+            checkpoints=work / f"replies-{variant}-checkpoints",
+        )
     return artifacts.read_table(replies, _REPLIES)
 
 

@@ -27,7 +27,7 @@ from aloftrag.retrieval.text_store import TextStore
 MAKES = "chats"
 BESIDE: tuple[str, ...] = ("selection",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives")
-VERSION = 1
+VERSION = 2
 
 _OFTEN_ENOUGH = 2
 

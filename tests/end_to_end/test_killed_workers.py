@@ -1,4 +1,4 @@
-"""Workers killed under a run that goes on: the actor that holds the engine, and the training worker."""
+"""Workers killed under a run that goes on: the engine's process, the actor that holds it, and the training worker."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.end_to_end.small_job import hold_whole
 
 
 def workers(driver: int, name: str) -> list[int]:
-    """The Ray workers below a driver whose title begins with ``ray::NAME``."""
+    """The processes below a driver whose title begins so."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     processes = {int(pid): (int(parent), title) for pid, parent, title in (line.split(None, 2) for line in listed.splitlines())}
 
@@ -21,7 +21,7 @@ def workers(driver: int, name: str) -> list[int]:
             pid = processes[pid][0]
         return pid == driver
 
-    return [pid for pid, (_, title) in processes.items() if title.startswith(f"ray::{name}") and is_below(pid)]
+    return [pid for pid, (_, title) in processes.items() if title.startswith(name) and is_below(pid)]
 
 
 @pytest.mark.faults
@@ -29,15 +29,19 @@ def test_a_run_whose_workers_are_killed_ends_whole(small_job: Path, tmp_path: Pa
     run = tmp_path / "runs" / "test" / "en"
     process = start(["run", str(small_job), "--runs", str(tmp_path / "runs")])
     try:
+        engines = set()
         for name, moment in (
-            ("MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/checkpoints/*/*[!g].parquet"),
-            ("RayTrainWorker", ".work/tune_adapter-*/checkpoints/checkpoint_*/trainer_state.pt"),
+            ("VLLM::EngineCore", ".work/annotate-*/in_flight/*.jsonl"),
+            ("ray::MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/checkpoints/*/*[!g].parquet"),
+            ("ray::RayTrainWorker", ".work/tune_adapter-*/checkpoints/checkpoint_*/trainer_state.pt"),
         ):
             wait_for(process, some_files(run, moment))
             found = workers(process.pid, name)
-            assert found, f"no worker {name}"
+            assert found, f"no process {name}"
+            engines |= set(workers(process.pid, "VLLM::EngineCore"))
             os.kill(found[0], signal.SIGKILL)
         finish(process)
+        assert not any(Path(f"/proc/{engine}").exists() for engine in engines), "an engine outlived its actor"
     finally:
         process.kill()
     hold_whole(run)

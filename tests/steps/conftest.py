@@ -13,8 +13,13 @@ from tests.steps import mined, tables
 
 @pytest.fixture
 def new_run(job_file: Any, tmp_path: Path) -> Any:
-    """``new_run(section={...}, ...)`` is the English run of such a job, with nothing made yet."""
-    return lambda language="en", **sections: Run.of(job.load(job_file(**sections)), language, tmp_path / "runs")
+    """``new_run(section={...}, ...)`` is the English run of such a job, with nothing made yet; instructions come first."""
+
+    def make(language: str = "en", **sections: Any) -> Run:
+        annotation = {"layout": "instructions-first", **sections.pop("annotation", {})}
+        return Run.of(job.load(job_file(annotation=annotation, **sections)), language, tmp_path / "runs")
+
+    return make
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aloftrag import schemas
-from aloftrag.engine import Completion, PromptTooLong
+from aloftrag.engine import Completion, EngineDead, PromptTooLong
 from aloftrag.engine.scripted import ScriptedEngine
 from aloftrag.errors import RunError
 from aloftrag.steps import annotate
@@ -112,9 +112,9 @@ def test_what_stands_before_the_cut_is_not_taken_for_a_reply(new_run: Any) -> No
 
 def test_each_part_of_a_text_gets_a_question_and_a_repeated_one_becomes_an_error(annotated: Any) -> None:
     def write(asked_about: str) -> str:
-        if "north gate is red" in asked_about.partition("### Task")[2]:
+        if "north gate is red" in asked_about.partition("### Part")[2]:
             return "What colour is the north gate?\n### Answer\nred"
-        return "Which gate opens at noon?\n### Answer\n" + ("west" if "opens" in asked_about.partition("### Task")[2] else "the west gate")
+        return "Which gate opens at noon?\n### Answer\n" + ("west" if "opens" in asked_about.partition("### Part")[2] else "the west gate")
 
     row, asked = annotated({"questions_per_text": 3}, rate_text="10", write_qa=write)
 
@@ -161,7 +161,7 @@ def mixed_replies() -> Any:
         return ["09", "03", "nothing", "10"][text_number(user) % 4]
 
     def write(user: str) -> str:
-        n, verb = text_number(user), user.partition("### Task")[2].split()[-1].strip('".')
+        n, verb = text_number(user), user.partition("### Part")[2].split()[-1].strip('".')
         return "I cannot." if n % 4 == 3 and verb == "shuts" else f"When is it that gate {n} {verb}?\n### Answer\nat {n}"
 
     return by_kind(rate_text=rate, write_qa=write)
@@ -188,9 +188,10 @@ def test_the_same_rows_whether_the_texts_lie_in_one_block_or_two_or_seven(made: 
     rows = tables.read(folder, "question_id")
     for other_counts, other_folder in others:
         assert tables.read(other_folder, "question_id") == rows
-        assert other_counts == counts
+        assert {**other_counts, "engine_busy": None} == {**counts, "engine_busy": None}
 
     # Texts 0, 4, 8, 12 have two questions; 3, 7, 11 one and an error; 1, 5, 9, 13 are poor; 2, 6, 10 have no rating.
+    assert 0 < counts.pop("engine_busy") <= 1
     assert counts == {"texts": 14, "rated": 11, "texts_with_questions": 7, "failed": 3, "questions": 11}
     assert {row["text_id"] for row in rows} == {text["text_id"] for text in TEXTS}
     expected = [f"{n:032x}-{number}" for n in range(14) for number in range(2 if n % 4 in (0, 3) else 1)]
@@ -208,6 +209,7 @@ CUTS = [{"files": 1}, {"files": 2}, {"files": 1, "group_rows": 2}]
 
 def test_columns_keep_their_types_when_every_reply_is_unusable(made: Any) -> None:
     counts, folder = made(by_kind(rate_text="???"), {"max_failed": 1.0}, files=2)
+    assert 0 < counts.pop("engine_busy") <= 1
     assert counts == {"texts": 14, "rated": 0, "texts_with_questions": 0, "failed": 14, "questions": 0}
     for path in folder.glob("*.parquet"):
         assert pq.read_schema(path).remove_metadata().equals(schemas.ANNOTATIONS, check_metadata=False)
@@ -226,3 +228,46 @@ def test_more_failures_than_allowed_stop_the_run_with_three_examples(made: Any) 
     assert error.count("no question and answer in the reply ('I cannot.')") == 3
     assert sum(text["text_id"] in error for text in TEXTS) == 3
     assert "a higher max_failed" in error
+
+
+class PoisonedEngine(ScriptedEngine):
+    """An engine whose process dies when it is asked about a poisonous text; the others in flight are lost with it."""
+
+    async def complete(self, prompt: Any) -> Completion:
+        if "poison" in prompt.messages[1]["content"]:
+            raise EngineDead("killed by what it was asked")
+        await asyncio.sleep(0.2)
+        return await super().complete(prompt)
+
+
+def test_of_many_texts_in_flight_only_the_one_that_kills_the_engine_is_set_aside(new_run: Any, work: Path, ray_session: None) -> None:
+    run = new_run(annotation={"text_threshold": 0})
+    texts = {f"t{number}": f"Gate number {number} opens at noon." for number in range(32)} | {"t11": "This gate is poison."}
+    tables.write(run.artifact("texts"), schemas.TEXTS, tables.text_rows(texts))
+    replies = by_kind(rate_text="8", write_qa=GOOD_QUESTION)
+    annotate.make(run, run.artifact("annotations"), work, start_engine=functools.partial(PoisonedEngine, replies))
+    rows = pq.read_table(run.artifact("annotations")).to_pylist()
+    assert len({row["text_id"] for row in rows}) == len(rows) == len(texts)
+    assert [row["error"] for row in rows if row["error"]] == ["the engine died on it"]
+    (poison,) = [row for row in rows if row["error"]]
+    assert poison["text_id"] == "t11"
+
+
+class SilentEngine(ScriptedEngine):
+    """An engine that answers one text and no other."""
+
+    async def complete(self, prompt: Any) -> Completion:
+        if "number 3 " not in prompt.messages[1]["content"]:
+            await asyncio.sleep(600)
+        return await super().complete(prompt)
+
+
+def test_a_run_whose_engine_answers_nothing_any_more_stops_and_says_so(
+    new_run: Any, work: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(annotation={"text_threshold": 0}, engine={"stall_minutes": 0.05})
+    texts = {f"t{number}": f"Gate number {number} opens at noon." for number in range(8)}
+    tables.write(run.artifact("texts"), schemas.TEXTS, tables.text_rows(texts))
+    engine = functools.partial(SilentEngine, by_kind(rate_text="8", write_qa=GOOD_QUESTION))
+    with pytest.raises(RunError, match=r"^no row was answered for 0\.05 minutes \(engine\.stall_minutes\)"):
+        annotate.make(run, run.artifact("annotations"), work, start_engine=engine)

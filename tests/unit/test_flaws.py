@@ -60,7 +60,7 @@ def test_of_a_language_whose_words_for_text_are_unknown_nothing_is_said() -> Non
 
 
 def test_a_question_that_copies_six_words_of_the_instruction_is_seen() -> None:
-    words = write_qa.SYSTEM.split()
+    words = write_qa.INSTRUCTION.split()
     assert flaws.copies_instruction(f"Please: {' '.join(words[3:9]).upper()}!")
     assert not flaws.copies_instruction(" ".join(words[3:8]))
 

@@ -35,10 +35,30 @@ def test_what_is_not_one_number_from_0_to_10_is_no_rating(reply: str) -> None:
 
 
 def test_the_asked_form_has_the_eleven_ratings_and_none_begins_another() -> None:
-    written = [f"{first}{second}" for first in "0123456789" for second in "0123456789"]
-    kept = [reply for reply in written if re.fullmatch(rating.FORM, reply)]
-    assert [rating.read(reply) for reply in kept] == list(range(11))
-    assert not any(re.fullmatch(rating.FORM, reply) for reply in "0123456789")
+    written = [rating.written(number) for number in range(11)]
+    assert all(re.fullmatch(rating.FORM, reply) for reply in written)
+    assert [rating.read(reply) for reply in written] == list(range(11))
+    assert len({reply[0] for reply in written}) == 11
+    assert not any(re.fullmatch(rating.FORM, reply) for reply in ("10", "11", "08", "te", ""))
+
+
+@pytest.mark.parametrize(
+    ("first_tokens", "expected"),
+    [
+        ({"8": 1.0}, 8.0),
+        ({"8": 0.5, "6": 0.5}, 7.0),
+        ({"0": 0.25, "ten": 0.75}, 7.5),
+        ({"0": 0.5, "t": 0.2, "te": 0.2, "ten": 0.1}, 5.0),  # pieces of one word, as a tokeniser may have them
+        ({" 8": 0.5, "8": 0.5}, 8.0),
+        ({"8": 0.2, "9": 0.2, "The": 0.6}, 8.5),  # renormalised
+        ({"The": 1.0}, None),
+        ({"": 1.0}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_expected_rating_is_the_mean_over_what_the_first_token_may_be(first_tokens: dict[str, float] | None, expected: float) -> None:
+    assert rating.expected(first_tokens) == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.text())

@@ -37,6 +37,11 @@ def test_a_reply_without_a_question_or_without_an_answer_gives_nothing(reply: st
     assert write_qa.read(reply) is None
 
 
+@pytest.mark.parametrize("reply", ["Who?\n### Answer\nAda\n### Answer\nBen", "### Text\nWho?\n### Answer\nAda"])
+def test_a_reply_with_one_of_our_headings_inside_gives_nothing(reply: str) -> None:
+    assert write_qa.read(reply) is None
+
+
 def test_a_headed_answer_may_have_several_lines() -> None:
     assert write_qa.read("Who?\n### Answer\nAda\nand Ben") == QuestionAnswer("Who?", "Ada\nand Ben")
 
@@ -98,7 +103,7 @@ def test_other_words_make_another_question() -> None:
 
 
 def test_a_model_that_follows_instructions_is_asked_in_a_chat_about_the_text() -> None:
-    prompt = write_qa.prompt("Der Text.", None, "de", "German", [])
+    prompt = write_qa.prompt("Der Text.", None, "de", "German", [], "instructions-first")
     assert isinstance(prompt, ChatPrompt)
     system, user = prompt.messages
     assert (system["role"], user) == ("system", {"role": "user", "content": "### Text\nDer Text."})
@@ -108,9 +113,9 @@ def test_a_model_that_follows_instructions_is_asked_in_a_chat_about_the_text() -
 
 
 def test_a_part_is_named_below_the_whole_text_in_a_chat() -> None:
-    prompt = write_qa.prompt(MILL, "Ada Moss built it.", "en", "English", [])
+    prompt = write_qa.prompt(MILL, "Ada Moss built it.", "en", "English", [], "instructions-first")
     assert isinstance(prompt, ChatPrompt)
-    assert prompt.messages[1]["content"] == f'### Text\n{MILL}\n\n### Task\nAsk about this part: "Ada Moss built it."'
+    assert prompt.messages[1]["content"] == f"### Text\n{MILL}\n\n### Part\nAda Moss built it."
 
 
 @pytest.mark.parametrize(
@@ -127,14 +132,14 @@ def test_a_part_is_named_below_the_whole_text_in_a_chat() -> None:
     ],
 )
 def test_the_asked_form_is_a_question_of_the_language_and_a_line_of_answer(language: str, reply: str, is_kept: bool) -> None:
-    prompt = write_qa.prompt("text", None, language, "?", [])
+    prompt = write_qa.prompt("text", None, language, "?", [], "instructions-first")
     assert prompt.form
     assert (re.fullmatch(prompt.form, reply) is not None) == is_kept
     assert not is_kept or write_qa.read(reply)
 
 
 def test_a_model_that_follows_examples_is_shown_them_as_plain_text() -> None:
-    prompt = write_qa.prompt("The ferry runs.", None, "en", "English", EXAMPLES)
+    prompt = write_qa.prompt("The ferry runs.", None, "en", "English", EXAMPLES, "instructions-first")
     assert isinstance(prompt, PlainPrompt)
     assert prompt.text.endswith(
         "Text: The lift carries 350 kg.\nQuestion: What does the lift carry?\nAnswer: 350 kg\n\n"
@@ -145,6 +150,6 @@ def test_a_model_that_follows_examples_is_shown_them_as_plain_text() -> None:
 
 
 def test_of_several_questions_with_examples_each_is_shown_the_heading_and_its_part_only() -> None:
-    prompt = write_qa.prompt(MILL, "Ada Moss built it.\nIt burned down.", "en", "English", EXAMPLES)
+    prompt = write_qa.prompt(MILL, "Ada Moss built it.\nIt burned down.", "en", "English", EXAMPLES, "instructions-first")
     assert isinstance(prompt, PlainPrompt)
     assert prompt.text.endswith("\n\nText: The mill: Ada Moss built it. It burned down.\nQuestion:")

@@ -1,0 +1,89 @@
+"""A running OpenAI-compatible server as the engine, such as ``vllm serve`` on other machines of the cluster.
+
+Prompts go there as token ids, so that they are the same as on an engine of our own. Requests that meet a busy or failing
+server are sent again with growing pauses; then the run fails.
+"""
+
+import asyncio
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from aloftrag.engine.port import Completion, PromptTooLong
+from aloftrag.errors import RunError
+from aloftrag.models import local_folder, longest_prompt, served_model
+from aloftrag.prompts.chat import PlainPrompt, Prompt
+
+_REQUEST_SECONDS = 600
+RETRIES = 9  # after pauses of 0.5, 1, 2, 4, 8, 8 ... seconds: about a minute
+
+
+@dataclass(frozen=True)
+class StartServerEngine:
+    """Makes a client of the server at ``url``, in the process that calls it."""
+
+    url: str
+    max_tokens: int  # of prompt and reply
+    requests: int  # at once
+    retries: int = RETRIES
+
+    def __call__(self) -> "ServerEngine":
+        """The client."""
+        return ServerEngine(self)
+
+
+class ServerEngine:
+    """Asks a server for completions."""
+
+    def __init__(self, settings: StartServerEngine):
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from transformers import AutoTokenizer
+
+        self._url = settings.url
+        self._model = served_model(settings.url)
+        self._longest = min(longest_prompt(settings.url, settings.max_tokens), self._model.max_tokens or settings.max_tokens)
+        self.tokenizer = AutoTokenizer.from_pretrained(local_folder(settings.url, "llm"))
+        self.max_num_seqs = settings.requests
+        self._places = asyncio.Semaphore(settings.requests)
+        # No proxy stands between: texts go to the server that was named and nowhere else.
+        self._client = AsyncOpenAI(
+            base_url=settings.url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            max_retries=settings.retries,
+            timeout=_REQUEST_SECONDS,
+            http_client=DefaultAsyncHttpxClient(trust_env=False),
+        )
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """See ``aloftrag.engine.port.Engine``; raises ``RunError`` when the server does not answer in the end."""
+        from openai import APIError
+
+        token_ids = prompt.token_ids(self.tokenizer)
+        if len(token_ids) + prompt.max_tokens > self._longest:
+            raise PromptTooLong(f"{len(token_ids)} tokens and {prompt.max_tokens} for the reply, but the server takes {self._longest}")
+        async with self._places:
+            try:
+                answer = await self._client.completions.create(
+                    model=self._model.name,
+                    prompt=token_ids,
+                    max_tokens=prompt.max_tokens,
+                    temperature=0.0,
+                    stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
+                    logprobs=prompt.alternatives or None,
+                    extra_body={"structured_outputs": {"regex": prompt.form}} if prompt.form else None,
+                )
+            except APIError as error:
+                raise RunError(f"models.llm: {self._url} does not answer: {error}") from error
+        (choice,) = answer.choices
+        return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs))
+
+    def close(self) -> None:
+        """The server is not ours to end."""
+
+
+def _first_tokens(logprobs: Any) -> dict[str, float] | None:
+    """Probabilities by text of the candidates for the first token."""
+    if not logprobs or not logprobs.top_logprobs:
+        return None
+    return {token: math.exp(logprob) for token, logprob in logprobs.top_logprobs[0].items()}

@@ -1,0 +1,144 @@
+"""The client of an OpenAI-compatible server, against one that fails as it is told to."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aloftrag.engine import Completion, PromptTooLong
+from aloftrag.engine.server import ServerEngine, StartServerEngine
+from aloftrag.errors import RunError, UsageError
+from aloftrag.models import local_folder, served_model
+from aloftrag.prompts.chat import ChatPrompt
+
+MESSAGES = [{"role": "user", "content": "Is it seven?"}]
+ASKED = ChatPrompt(MESSAGES, 5, form="(yes|no)", alternatives=2)  # type: ignore[arg-type]
+
+
+class Server:
+    """Answers "yes", after the failures that were put into ``failures`` (a status code; 0 drops the connection)."""
+
+    def __init__(self, model: Path):
+        self.failures: list[int] = []
+        self.requests: list[dict[str, Any]] = []
+        self.at_once = self.most_at_once = 0
+        self.seconds = 0.0  # that an answer takes
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._send(200, {"object": "list", "data": [{"id": "tiny", "object": "model", "root": str(model), "max_model_len": 64}]})
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.requests.append(request)
+                if server.failures:
+                    status = server.failures.pop(0)
+                    if status:
+                        self._send(status, {"error": {"message": f"failure {status}"}})
+                    else:
+                        self.connection.close()
+                    return
+                server.at_once += 1
+                server.most_at_once = max(server.most_at_once, server.at_once)
+                time.sleep(server.seconds)
+                server.at_once -= 1
+                logprobs = {"top_logprobs": [{"yes": -0.1, "no": -2.5}]}
+                self._send(200, {"object": "text_completion", "choices": [{"text": "yes", "finish_reason": "stop", "logprobs": logprobs}]})
+
+            def _send(self, status: int, data: Any) -> None:
+                body = json.dumps(data).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    served_model.cache_clear()
+    started = Server(tiny_llm)
+    yield started
+    started.close()
+    served_model.cache_clear()
+
+
+def complete(server: Server, prompts: list[ChatPrompt], requests: int = 8, retries: int = 5) -> list[Completion]:
+    async def ask() -> list[Completion]:
+        engine: ServerEngine = StartServerEngine(server.url, 1000, requests, retries)()
+        return await asyncio.gather(*(engine.complete(prompt) for prompt in prompts))
+
+    return asyncio.run(ask())
+
+
+def test_a_prompt_goes_as_the_token_ids_of_our_own_engine_and_the_reply_comes_back(server: Server, tiny_llm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    (completion,) = complete(server, [ASKED])
+    assert (completion.text, completion.ended) == ("yes", True)
+    assert completion.first_tokens == pytest.approx({"yes": 0.9048, "no": 0.0821}, abs=1e-4)
+    (request,) = server.requests
+    assert request["prompt"] == ASKED.token_ids(AutoTokenizer.from_pretrained(tiny_llm))
+    assert request["structured_outputs"] == {"regex": "(yes|no)"}
+    assert (request["model"], request["max_tokens"], request["temperature"], request["logprobs"]) == ("tiny", 5, 0.0, 2)
+
+
+@pytest.mark.parametrize("failure", [429, 500, 503, 0])
+def test_a_busy_or_failing_server_is_asked_again(server: Server, failure: int) -> None:
+    server.failures = [failure] * 3
+    assert complete(server, [ASKED])[0].text == "yes"
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(("failure", "tries"), [(503, 3), (0, 3), (400, 1)])
+def test_a_server_that_does_not_answer_in_the_end_is_one_line(server: Server, failure: int, tries: int) -> None:
+    server.failures = [failure] * 10
+    with pytest.raises(RunError, match=rf"models\.llm: {server.url} does not answer"):
+        complete(server, [ASKED], retries=2)
+    assert len(server.requests) == tries
+
+
+def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
+    server.seconds = 0.1
+    assert len(complete(server, [ASKED] * 20, requests=4)) == 20
+    assert server.most_at_once == 4
+
+
+def test_a_prompt_longer_than_the_server_takes_is_not_sent(server: Server) -> None:
+    long = ChatPrompt([{"role": "user", "content": "seven " * 60}], 5)
+    with pytest.raises(PromptTooLong, match="the server takes 64"):
+        complete(server, [long])
+    assert not server.requests
+
+
+def test_the_weights_are_those_that_the_server_was_started_with_also_after_it_ended(server: Server, tiny_llm: Path) -> None:
+    assert local_folder(server.url, "llm") == tiny_llm
+    server.close()
+    served_model.cache_clear()
+    assert local_folder(server.url, "llm") == tiny_llm
+
+
+def test_where_nobody_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"^models\.llm: 'http://127\.0\.0\.1:9/v1': no OpenAI-compatible server answers there"):
+        local_folder("http://127.0.0.1:9/v1", "llm")
