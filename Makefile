@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/mypy
 
 bench-%: install
-	$(BIN)/python -m tests.benchmarks.$*
+	$(BIN)/python -m tests.benchmarks.$(subst -,_,$*)
 
 # What pyproject.toml asks for, resolved anew with pip and written down without what must stay out.
 lock: install
