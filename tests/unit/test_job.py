@@ -135,6 +135,8 @@ def test_an_unknown_key_is_an_error_that_names_file_and_key(write: Any, added: s
         ("resources: {training_workers: [1, 2]}", "resources.training_workers", "not available yet"),
         ("negatives: {contexts: [3, 5]}", "negatives.contexts", "not available yet"),
         ("evaluation: {gold: [], held_out: 0.0}", "evaluation.held_out", "nothing to evaluate with"),
+        ("{models: {llm: 'http://h:1/v1'}, engine: {options: {block_size: 32}}}", "engine.options", "models.llm is a server"),
+        ("{annotation: {layout: text-first, worked_examples: 3}}", "annotation.layout", "cannot go together"),
         ("engine: {options: {max_model_len: 512}}", "engine.options.max_model_len", "training.max_tokens"),
     ],
 )
