@@ -2,7 +2,7 @@
 
     system     what to judge, and the scale
     user       ### Text ... ### Question ... (### Answer ...)
-    assistant  ### Rating, then a digit or ``ten``
+    assistant  ### Rating, then a digit, ``one`` or ``ten``
 
 or with the text first (``prompts.layout``). Asked without worked examples: a model that needs those cannot judge what it wrote.
 """

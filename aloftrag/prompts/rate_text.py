@@ -2,9 +2,9 @@
 
     system     what to judge, and the scale
     user       ### Text ...
-    assistant  ### Rating, then a digit or ``ten``
+    assistant  ### Rating, then a digit, ``one`` or ``ten``
 
-or with the text first (``prompts.layout``); or, with worked examples, plain text: ``Text: ...``, ``Rating: 8``, one after the other.
+or with the text first (``prompts.layout``); or, with worked examples, plain text: ``Text: ...``, ``Rating :8``, one after the other.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ from 0 to 10. 0: nothing to learn from it, such as a menu, a list of links or an
 def prompt(text: str, language: str, examples: Sequence[WorkedExample], layout: Layout) -> Prompt:
     """What asks for a text's rating; ``language`` is an English name."""
     if examples:
-        shown = "".join(f"Text: {example.text}\nRating: {rating.written(example.text_rating)}\n\n" for example in examples)
+        # Tokenisers join a space, or a lone sign, with the word after it, never with a digit; " :" they join with neither.
+        shown = "".join(f"Text: {example.text}\nRating :{rating.WRITTEN[example.text_rating]}\n\n" for example in examples)
         task = "How much useful information is in the text, from 0 to ten?"
-        beginning = f"{task}\n\n{shown}Text: {text}\nRating: "
+        beginning = f"{task}\n\n{shown}Text: {text}\nRating :"
         return PlainPrompt(beginning, rating.MAX_TOKENS, stop="\n", form=rating.FORM, alternatives=rating.ALTERNATIVES)
     messages = conversation(layout, INSTRUCTION.format(language=language, ask=rating.ASK), text)
     return ChatPrompt(messages, rating.MAX_TOKENS, rating.PREFILL, rating.FORM, rating.ALTERNATIVES)

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 
-# Ten is a word: no rating is the beginning of another, so the first token alone decides, and its probabilities are those of ratings.
-FORM = r"([0-9]|ten)"
+# No rating is the beginning of another, so the first token alone decides, and its probabilities are those of ratings. One is a word
+# as well as ten: "1" is where models begin a 10, and SmolLM2 held to digits gave it to every text.
+WRITTEN = ["0", "one", *"23456789", "ten"]
+FORM = f"({'|'.join(WRITTEN)})"
 PREFILL = "### Rating\n"
-ASK = "Reply with one digit from 0 to 9, or with the word ten, and nothing else."
-ALTERNATIVES = 20  # first tokens: the digits, and "ten" in up to three pieces
+ASK = "Reply with a digit, for 1 and 10 with a word (one, ten), and nothing else."
+ALTERNATIVES = 20  # first tokens: the digits, and the words in up to three pieces each
 MAX_TOKENS = 16
 _NUMBER = re.compile(r"\[?(\d{1,2}(?:\.\d+)?)\]?(?:\s*/\s*10)?\.?")
 
@@ -21,18 +23,13 @@ def read(reply: str) -> float | None:
     [None, None, None, None, None]
     """
     reply = reply.strip()
-    if reply == "ten":
-        return 10.0
+    if reply in WRITTEN:
+        return float(WRITTEN.index(reply))
     found = _NUMBER.fullmatch(reply)
     if not found:
         return None
     rating = float(found[1])
     return rating if 0 <= rating <= 10 else None
-
-
-def written(rating: int) -> str:
-    """A rating as a reply in the asked form."""
-    return "ten" if rating == 10 else str(rating)
 
 
 def expected(first_tokens: Mapping[str, float] | None) -> float | None:
@@ -43,8 +40,8 @@ def expected(first_tokens: Mapping[str, float] | None) -> float | None:
     """
     total = mean = 0.0
     for token, probability in (first_tokens or {}).items():
-        rating = 10.0 if token.strip() and "ten".startswith(token.strip()) else read(token)
-        if rating is not None:
-            total += probability
-            mean += probability * rating
+        for rating, written in enumerate(WRITTEN):
+            if token.strip() and written.startswith(token.strip()):
+                total += probability
+                mean += probability * rating
     return mean / total if total else None

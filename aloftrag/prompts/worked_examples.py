@@ -15,9 +15,9 @@ class WorkedExample(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str
-    question: str
-    answer: str
     text_rating: int
+    question: str | None = None  # None about a text that nobody would ask about: it is shown with its rating only
+    answer: str | None = None
 
 
 @cache

@@ -44,7 +44,9 @@ def prompt(text: str, part: str | None, language_code: str, language: str, examp
     """What asks for a question about a text, or about ``part`` of it; ``language`` is the English name of ``language_code``."""
     question_mark = "" if language_code in NO_FINAL_QUESTION_MARK else "[?？؟;]"
     if examples:
-        shown = "".join(f"Text: {example.text}\nQuestion: {example.question}\nAnswer: {example.answer}\n\n" for example in examples)
+        shown = "".join(
+            f"Text: {example.text}\nQuestion: {example.question}\nAnswer: {example.answer}\n\n" for example in examples if example.question
+        )
         task = "Write a question that the text answers, and its short answer. The question names what it is about."
         asked = text if part is None else f"{heading(text)}: {part}" if heading(text) else part
         asked = " ".join(asked.split())  # blank lines part the examples

@@ -28,7 +28,7 @@ from aloftrag.prompts.write_qa import QuestionAnswer
 MAKES = "annotations"
 BESIDE: tuple[str, ...] = ()
 NEEDS: tuple[str, ...] = ("texts",)
-VERSION = 2
+VERSION = 3
 
 Row = dict[str, Any]
 

@@ -49,24 +49,34 @@ FAMILIES = [
     Family("mistral", MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", False),
 ]
 
-_LEARNED_FROM = [
+_LEARNED_FROM = (
     "### Text 1\nThe mill at Norwick was built in 1812 by Ada Moss.\n\n### Text 2\nThe ferry runs at 6, 7 and 10.",
     "### Question\nWho built the mill?\n\n### Reference\n1, 2\n\n### Answer\nAda Moss\n\nYou answer questions from numbered texts.",
-]
+)
+
+
+# How the families part text before they learn tokens, by regular expressions as their tokenizer files have them.
+SPLITS = {
+    "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+}
 
 
 @cache
-def tokenizer_of(family: Family) -> Any:
+def tokenizer_of(family: Family, split: str = SPLITS["gpt2"], learned_from: tuple[str, ...] = _LEARNED_FROM) -> Any:
     """A byte-level BPE tokenizer whose chat template is the family's."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bytewise = Tokenizer(models.BPE())
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bytewise.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=list(family.special), initial_alphabet=alphabet, show_progress=False)
-    bytewise.train_from_iterator(_LEARNED_FROM, trainer)
+    bytewise.train_from_iterator(learned_from, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bytewise,
         bos_token=family.special[0],
