@@ -33,7 +33,8 @@ Row = dict[str, Any]
 
 _SEQUENCES = 256  # that an engine probably answers side by side, where the job does not say
 _STOPPED = "stopped.txt"  # why an actor could not go on
-_LOOK_SECONDS = 5  # how often a wait for answers looks whether any came
+_LOOK_SECONDS = 5  # how often a wait for answers looks whether any came, and whether the engine lives
+_DEAD = 1  # the exit code of an actor whose engine died: Ray starts it again and gives it its blocks again
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class BusyEngine:
         self._since: float | None = None  # the last change; None before the first request
         self.seconds = 0.0
         self.busy_seconds = 0.0  # a half full engine counts half
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine has died."""
+        return self._engine.is_dead
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""
@@ -147,7 +153,7 @@ class _EngineActor:
             try:
                 answers[row_id] = await self._question.ask(self._engine, rows[row_id])
             except EngineDead:
-                os._exit(1)  # Ray starts the actor again and gives it its blocks again
+                os._exit(_DEAD)
             log.answered(row_id)
             self._last_answer = time.time()
 
@@ -168,6 +174,8 @@ class _EngineActor:
         """The result of ``work``; raises ``RunError`` when no row of this actor or block has been answered for too long."""
         task = asyncio.ensure_future(work)
         while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+            if self._engine.is_dead:
+                os._exit(_DEAD)
             if time.time() - max(self._last_answer, log.waiting_since) > self._stall_seconds:
                 raise RunError(
                     f"no row was answered for {self._stall_seconds / 60:g} minutes (engine.stall_minutes); "

@@ -28,6 +28,11 @@ class Engine(Protocol):
 
     max_num_seqs: int
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine has died, and what it was asked is never answered."""
+        ...
+
     async def complete(self, prompt: Prompt) -> Completion:
         """What the model writes after a prompt; it keeps the prompt's form where the engine can hold it to one.
 

@@ -14,6 +14,7 @@ class ScriptedEngine:
         self._reply = reply
         self._seconds = seconds
         self.max_num_seqs = max_num_seqs
+        self.is_dead = False
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""

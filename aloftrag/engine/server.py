@@ -45,6 +45,7 @@ class ServerEngine:
         self._longest = min(longest_prompt(settings.url, settings.max_tokens), self._model.max_tokens or settings.max_tokens)
         self.tokenizer = AutoTokenizer.from_pretrained(local_folder(settings.url, "llm"))
         self.max_num_seqs = settings.requests
+        self.is_dead = False  # it is not ours to start again
         self._places = asyncio.Semaphore(settings.requests)
         # No proxy stands between: texts go to the server that was named and nowhere else.
         self._client = AsyncOpenAI(
@@ -71,7 +72,10 @@ class ServerEngine:
                     temperature=0.0,
                     stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
                     logprobs=prompt.alternatives or None,
-                    extra_body={"structured_outputs": {"regex": prompt.form}} if prompt.form else None,
+                    # Else a server takes what the model's generation_config.json says, such as a penalty for repeating the text.
+                    presence_penalty=0.0,
+                    frequency_penalty=0.0,
+                    extra_body={"repetition_penalty": 1.0, **({"structured_outputs": {"regex": prompt.form}} if prompt.form else {})},
                 )
             except APIError as error:
                 raise RunError(f"models.llm: {self._url} does not answer: {error}") from error

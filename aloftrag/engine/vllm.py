@@ -43,6 +43,11 @@ class VllmEngine:
         self._adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self._request_ids = itertools.count()
 
+    @property
+    def is_dead(self) -> bool:
+        """See ``aloftrag.engine.port.Engine``; vLLM raises for what it is asked afterwards, not always for what it was asked before."""
+        return self._engine.errored
+
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""
         from vllm import TokensPrompt

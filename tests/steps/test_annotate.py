@@ -253,6 +253,32 @@ def test_of_many_texts_in_flight_only_the_one_that_kills_the_engine_is_set_aside
     assert poison["text_id"] == "t11"
 
 
+class QuietlyDyingEngine(ScriptedEngine):
+    """An engine that dies once while it is asked, and what it was asked never comes back: neither answered nor failed."""
+
+    def __init__(self, replies: Any, has_died: Path):
+        super().__init__(replies)
+        self._has_died = has_died
+
+    async def complete(self, prompt: Any) -> Completion:
+        if self.is_dead or not self._has_died.exists():
+            self._has_died.touch()
+            self.is_dead = True
+            await asyncio.sleep(600)
+        return await super().complete(prompt)
+
+
+def test_what_a_dead_engine_never_answers_is_asked_of_another(new_run: Any, work: Path, ray_session: None) -> None:
+    run = new_run(annotation={"text_threshold": 0})
+    texts = {f"t{number}": f"Gate number {number} opens at noon." for number in range(8)}
+    tables.write(run.artifact("texts"), schemas.TEXTS, tables.text_rows(texts))
+    replies = by_kind(rate_text="8", write_qa=GOOD_QUESTION)
+    annotate.make(run, run.artifact("annotations"), work, start_engine=functools.partial(QuietlyDyingEngine, replies, work / "has_died"))
+    rows = pq.read_table(run.artifact("annotations")).to_pylist()
+    assert sorted(row["text_id"] for row in rows) == sorted(texts)
+    assert not any(row["error"] for row in rows)
+
+
 class SilentEngine(ScriptedEngine):
     """An engine that answers one text and no other."""
 
