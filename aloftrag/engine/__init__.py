@@ -6,11 +6,11 @@ from pathlib import Path
 
 from aloftrag import models
 from aloftrag.artifacts import Run
-from aloftrag.engine.port import Completion, Engine, EngineDead, PromptTooLong
+from aloftrag.engine.port import Completion, Engine, EngineDead, PromptRefused
 from aloftrag.engine.server import StartServerEngine
 from aloftrag.engine.vllm import VllmEngine, VllmSettings
 
-__all__ = ["Completion", "Engine", "EngineDead", "PromptTooLong", "StartEngine", "annotator", "starter"]
+__all__ = ["Completion", "Engine", "EngineDead", "PromptRefused", "StartEngine", "annotator", "starter"]
 
 StartEngine = Callable[[], Engine]
 

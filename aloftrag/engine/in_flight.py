@@ -2,16 +2,18 @@
 
 A block of rows has one log: a line when rows are asked, when one is answered, and when an attempt finds that the one before it
 died with rows unanswered. Those are suspects. They are asked again in halves, each half alone in the engine; a row that was
-alone in the engine when it died is the culprit and is set aside. Of 64 rows in flight with one that kills the engine, that is
-exactly that one.
+alone in the engine when it died, twice (the first time may have been a node's fault), is the culprit and is set aside. Of 64 rows in
+flight with one that kills the engine, that is exactly that one.
 """
 
 import hashlib
 import json
-import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+_DEATHS_OF_A_CULPRIT = 2  # alone in the engine
 
 
 class InFlightLog:
@@ -25,7 +27,7 @@ class InFlightLog:
         self._path = folder / f"{hashlib.blake2b(chr(0).join(ids).encode(), digest_size=16).hexdigest()}.jsonl"
         self.culprits: set[str] = set()
         self.suspects: list[list[str]] = []  # groups that were in flight together at a death
-        self.waiting_since = time.time()  # the last answer, else the first question, in any attempt
+        self.deaths = 0  # since the last answer
         in_flight, alone = self._replay(self._events())
         if in_flight:
             self._append("died", [row_id for row_id in ids if row_id in in_flight], alone)
@@ -38,7 +40,6 @@ class InFlightLog:
     def answered(self, row_id: str) -> None:
         """Note that a row has its answer. The answer is lost when the block does not end, but the row is innocent."""
         self._append("answered", [row_id])
-        self.waiting_since = time.time()
 
     def close(self) -> None:
         """The block has ended."""
@@ -46,24 +47,28 @@ class InFlightLog:
 
     def _replay(self, events: Iterable[dict[str, Any]]) -> tuple[set[str], bool]:
         """Read the log from its beginning; returns the rows in flight at its end, and whether they were alone in the engine."""
-        self.culprits, self.suspects = set(), []
+        self.culprits, self.suspects, self.deaths = set(), [], 0
         in_flight: set[str] = set()
         alone = False
-        for number, event in enumerate(events):
+        deaths_alone: Counter[str] = Counter()
+        for event in events:
             ids = event["ids"]
-            if number == 0 or event["event"] == "answered":
-                self.waiting_since = event["time"]
             if event["event"] == "asked":
                 in_flight |= set(ids)
                 alone = event["alone"]
                 continue
             in_flight -= set(ids)
             self.suspects = [left for group in self.suspects if (left := [row_id for row_id in group if row_id not in ids])]
-            if event["event"] == "died":
-                if event["alone"] and len(ids) == 1:
-                    self.culprits |= set(ids)
-                else:
-                    self.suspects.append(ids)
+            if event["event"] == "answered":
+                self.deaths = 0
+                continue
+            self.deaths += 1
+            if event["alone"] and len(ids) == 1:
+                deaths_alone.update(ids)
+            if any(deaths_alone[row_id] == _DEATHS_OF_A_CULPRIT for row_id in ids):
+                self.culprits |= set(ids)
+            else:
+                self.suspects.append(ids)
         return in_flight, alone
 
     def _events(self) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ class InFlightLog:
 
     def _append(self, event: str, ids: list[str], alone: bool = False) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "ids": ids, "alone": alone, "time": time.time()}) + "\n")
+            file.write(json.dumps({"event": event, "ids": ids, "alone": alone}) + "\n")
 
 
 def halves(group: Sequence[str]) -> list[Sequence[str]]:

@@ -34,6 +34,7 @@ Row = dict[str, Any]
 _SEQUENCES = 256  # that an engine probably answers side by side, where the job does not say
 _STOPPED = "stopped.txt"  # why an actor could not go on
 _LOOK_SECONDS = 5  # how often a wait for answers looks whether any came, and whether the engine lives
+MOST_DEATHS = 16  # of engines that answered nothing: to find one row in a block of 256 takes 10
 _DEAD = 1  # the exit code of an actor whose engine died: Ray starts it again and gives it its blocks again
 
 
@@ -145,6 +146,8 @@ class _EngineActor:
         yield pa.Table.from_pylist([answers[row_id] for row_id in rows], schema=self._question.schema)
 
     async def _answers(self, rows: dict[str, Row], log: InFlightLog) -> dict[str, Row]:
+        if log.deaths >= MOST_DEATHS:
+            raise RunError(f"the engine died {log.deaths} times without an answer between; {_seen(log)}")
         suspects = {row_id for group in log.suspects for row_id in group}
         answers = {row_id: self._question.set_aside(rows[row_id], "the engine died on it") for row_id in log.culprits}
         others = [row_id for row_id in rows if row_id not in suspects and row_id not in answers]
@@ -155,7 +158,7 @@ class _EngineActor:
             except EngineDead:
                 os._exit(_DEAD)
             log.answered(row_id)
-            self._last_answer = time.time()
+            self._last_answer = time.monotonic()
 
         async def beside_others(row_id: str) -> None:
             async with self._places, self._turns.together():
@@ -171,17 +174,20 @@ class _EngineActor:
         return answers
 
     async def _watch(self, work: Awaitable[dict[str, Row]], log: InFlightLog) -> dict[str, Row]:
-        """The result of ``work``; raises ``RunError`` when no row of this actor or block has been answered for too long."""
+        """The result of ``work``; raises ``RunError`` when this actor has answered nothing for too long."""
+        began = time.monotonic()
         task = asyncio.ensure_future(work)
         while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
             if self._engine.is_dead:
                 os._exit(_DEAD)
-            if time.time() - max(self._last_answer, log.waiting_since) > self._stall_seconds:
-                raise RunError(
-                    f"no row was answered for {self._stall_seconds / 60:g} minutes (engine.stall_minutes); "
-                    f"the engine died in {len(log.suspects)} groups of rows that are asked again, and set aside {len(log.culprits)} rows"
-                )
+            if time.monotonic() - max(self._last_answer, began) > self._stall_seconds:
+                minutes = f"{self._stall_seconds / 60:g} minutes (engine.stall_minutes)"
+                raise RunError(f"no row was answered for {minutes}; {_seen(log)}")
         return task.result()
+
+
+def _seen(log: InFlightLog) -> str:
+    return f"{len(log.suspects)} groups of rows are asked again after a death, {len(log.culprits)} rows are set aside"
 
 
 def ask_rows(dataset: "Dataset", question: Question, start_engine: StartEngine, job: Job, logs: Path) -> "Dataset":

@@ -6,8 +6,13 @@ from typing import Protocol
 from aloftrag.prompts.chat import Prompt
 
 
-class PromptTooLong(ValueError):
-    """A prompt leaves no room for its reply in the model's context: an error of the row, not of the engine."""
+class PromptRefused(ValueError):
+    """An engine does not take a prompt: an error of the row, not of the engine."""
+
+    @classmethod
+    def too_long(cls, prompt_tokens: int, reply_tokens: int, context_tokens: int) -> "PromptRefused":
+        """A prompt that leaves no room for its longest reply in the model's context."""
+        return cls(f"text too long: {prompt_tokens} tokens and {reply_tokens} for the reply, but the model takes {context_tokens}")
 
 
 class EngineDead(RuntimeError):
@@ -36,7 +41,7 @@ class Engine(Protocol):
     async def complete(self, prompt: Prompt) -> Completion:
         """What the model writes after a prompt; it keeps the prompt's form where the engine can hold it to one.
 
-        Raises ``PromptTooLong`` when the prompt and its longest reply exceed the model's context, ``EngineDead`` when the engine died.
+        Raises ``PromptRefused``, such as for a prompt that with its longest reply exceeds the context, ``EngineDead`` when the engine died.
         """
         ...
 

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from aloftrag.engine.port import Completion, PromptTooLong
+from aloftrag.engine.port import Completion, PromptRefused
 from aloftrag.errors import RunError
 from aloftrag.models import local_folder, longest_prompt, served_model
 from aloftrag.prompts.chat import PlainPrompt, Prompt
@@ -57,12 +57,12 @@ class ServerEngine:
         )
 
     async def complete(self, prompt: Prompt) -> Completion:
-        """See ``aloftrag.engine.port.Engine``; raises ``RunError`` when the server does not answer in the end."""
-        from openai import APIError
+        """See ``aloftrag.engine.port.Engine``; raises ``RunError`` when the server gives no answer in the end."""
+        from openai import APIError, BadRequestError
 
         token_ids = prompt.token_ids(self.tokenizer)
         if len(token_ids) + prompt.max_tokens > self._longest:
-            raise PromptTooLong(f"{len(token_ids)} tokens and {prompt.max_tokens} for the reply, but the server takes {self._longest}")
+            raise PromptRefused.too_long(len(token_ids), prompt.max_tokens, self._longest)
         async with self._places:
             try:
                 answer = await self._client.completions.create(
@@ -77,8 +77,10 @@ class ServerEngine:
                     frequency_penalty=0.0,
                     extra_body={"repetition_penalty": 1.0, **({"structured_outputs": {"regex": prompt.form}} if prompt.form else {})},
                 )
+            except BadRequestError as error:
+                raise PromptRefused(f"the server refused the prompt: {error.message}") from error
             except APIError as error:
-                raise RunError(f"models.llm: {self._url} does not answer: {error}") from error
+                raise RunError(f"models.llm: {self._url} gave no answer: {error}") from error
         (choice,) = answer.choices
         return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs))
 

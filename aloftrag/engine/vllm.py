@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aloftrag.engine.port import Completion, EngineDead, PromptTooLong
+from aloftrag.engine.port import Completion, EngineDead, PromptRefused
 from aloftrag.models import local_folder, longest_prompt
 from aloftrag.prompts.chat import PlainPrompt, Prompt
 
@@ -55,7 +55,7 @@ class VllmEngine:
 
         token_ids = prompt.token_ids(self.tokenizer)
         if len(token_ids) + prompt.max_tokens > self._max_model_len:
-            raise PromptTooLong(f"{len(token_ids)} tokens and {prompt.max_tokens} for the reply, but the model takes {self._max_model_len}")
+            raise PromptRefused.too_long(len(token_ids), prompt.max_tokens, self._max_model_len)
         request_id = str(next(self._request_ids))
         last = None
         try:

@@ -25,10 +25,11 @@ def conversation(layout: Layout, instruction: str, text: str, given: str = "") -
     return [message("system", instruction), message("user", shown)]
 
 
-def cheaper(text_tokens: float, instruction_tokens: Sequence[int]) -> Layout:
-    """The layout with fewer tokens to compute for a text of this length; one count of instruction tokens for each call about it.
+def cheaper(text_tokens: float, instructions: Sequence[tuple[int, int]]) -> Layout:
+    """The layout with fewer tokens to compute for a text of this length.
 
-    The text first is computed once instead of in every call; the instructions then are no longer shared between texts.
+    ``instructions``: for each kind of call about a text, the tokens of its instruction and how many such calls there are. The text
+    first is computed once instead of once for each kind; the instructions then are computed in every call, and not once for all.
     """
-    saved = (len(instruction_tokens) - 1) * text_tokens
-    return "text-first" if saved > sum(instruction_tokens) else "instructions-first"
+    saved = (len(instructions) - 1) * text_tokens
+    return "text-first" if saved > sum(tokens * calls for tokens, calls in instructions) else "instructions-first"

@@ -25,7 +25,7 @@ def prompt(text: str, language: str, examples: Sequence[WorkedExample], layout: 
         # Tokenisers join a space, or a lone sign, with the word after it, never with a digit; " :" they join with neither.
         shown = "".join(f"Text: {example.text}\nRating :{rating.WRITTEN[example.text_rating]}\n\n" for example in examples)
         task = "How much useful information is in the text, from 0 to ten?"
-        beginning = f"{task}\n\n{shown}Text: {text}\nRating :"
+        beginning = f"{task}\n\n{shown}Text: {' '.join(text.split())}\nRating :"  # blank lines part the examples
         return PlainPrompt(beginning, rating.MAX_TOKENS, stop="\n", form=rating.FORM, alternatives=rating.ALTERNATIVES)
     messages = conversation(layout, INSTRUCTION.format(language=language, ask=rating.ASK), text)
     return ChatPrompt(messages, rating.MAX_TOKENS, rating.PREFILL, rating.FORM, rating.ALTERNATIVES)

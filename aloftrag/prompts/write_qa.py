@@ -77,7 +77,9 @@ def heading(text: str) -> str:
 
 def normalised(question: str) -> str:
     """A question as it is compared with others: case, marks and spaces do not make it another one."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", question).casefold()))
+    signs = unicodedata.normalize("NFKC", question).casefold()
+    # Letters and digits, and the marks that are the vowels of Hindi, Bengali, Tamil or Thai.
+    return " ".join("".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in signs).split())
 
 
 def parts(text: str, count: int) -> list[str]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from aloftrag import artifacts, languages, models, schemas
 from aloftrag.artifacts import Run
-from aloftrag.engine import Completion, Engine, PromptTooLong, StartEngine, annotator, pool
+from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, annotator, pool
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.prompts import flaws, rate_qa, rate_text, rating, write_qa
@@ -28,7 +28,7 @@ from aloftrag.prompts.write_qa import QuestionAnswer
 MAKES = "annotations"
 BESIDE: tuple[str, ...] = ()
 NEEDS: tuple[str, ...] = ("texts",)
-VERSION = 3
+VERSION = 4
 
 Row = dict[str, Any]
 
@@ -45,10 +45,12 @@ def with_layout(run: Run) -> Run:
     tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
     sample = pl.scan_parquet(run.artifact("texts") / "*.parquet").select("text").head(_LAYOUT_SAMPLE).collect()["text"]
     text_tokens = sum(len(encode_content(tokenizer, text)) for text in sample) / len(sample)
-    calls = [rate_text.INSTRUCTION, *[write_qa.INSTRUCTION] * job.annotation.questions_per_text]
+    of_questions = [write_qa.INSTRUCTION]
     if job.annotation.rate_qa:
-        calls += [rate_qa.QUESTION_INSTRUCTION, rate_qa.ANSWER_INSTRUCTION] * job.annotation.questions_per_text
-    return run.with_settings("annotation", layout=cheaper(text_tokens, [len(encode_content(tokenizer, call)) for call in calls]))
+        of_questions += [rate_qa.QUESTION_INSTRUCTION, rate_qa.ANSWER_INSTRUCTION]
+    calls = [(rate_text.INSTRUCTION, 1), *((instruction, job.annotation.questions_per_text) for instruction in of_questions)]
+    instructions = [(len(encode_content(tokenizer, instruction)), times) for instruction, times in calls]
+    return run.with_settings("annotation", layout=cheaper(text_tokens, instructions))
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -111,8 +113,8 @@ async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:
         if annotation.questions_per_text > 1:
             parts = [*write_qa.parts(text, annotation.questions_per_text)] or [None]
         questions = await asyncio.gather(*(_question(engine, text, part, job) for part in parts))
-    except PromptTooLong as error:
-        return {**result, "error": f"text too long: {error}"}
+    except PromptRefused as error:
+        return {**result, "error": str(error)}
     result["questions"] = without_repeats(questions)
     return result
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from aloftrag import artifacts, languages, models, schemas, seeds
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
-from aloftrag.engine import Completion, Engine, PromptTooLong, StartEngine, pool, starter
+from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, pool, starter
 from aloftrag.errors import RunError
 from aloftrag.evaluation import questions as evaluation_questions
 from aloftrag.evaluation.questions import Questions
@@ -130,7 +130,7 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
         if constrained:
             form = rag.form(len(row["context_ids"]))
             reply["constrained"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form)))
-    except PromptTooLong:  # the positive alone is too long: unanswered, and so counted as wrong
+    except PromptRefused:  # such as where the positive alone is too long: unanswered, and so counted as wrong
         pass
     return reply
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aloftrag import schemas
-from aloftrag.engine import Completion, EngineDead, PromptTooLong
+from aloftrag.engine import Completion, EngineDead, PromptRefused
 from aloftrag.engine.scripted import ScriptedEngine
 from aloftrag.errors import RunError
 from aloftrag.steps import annotate
@@ -133,15 +133,15 @@ def test_a_repeat_is_known_in_spite_of_case_and_marks() -> None:
 
 def test_a_text_too_long_for_the_model_gets_an_error_of_its_own(annotated: Any) -> None:
     def refuse(user: str) -> str:
-        raise PromptTooLong("999 tokens")
+        raise PromptRefused.too_long(999, 16, 512)
 
     row, asked = annotated({}, rate_text=refuse, write_qa=GOOD_QUESTION)
-    assert row["error"] == "text too long: 999 tokens"
+    assert row["error"] == "text too long: 999 tokens and 16 for the reply, but the model takes 512"
     assert asked == {"rate_text": 1}
 
     row, _ = annotated({}, rate_text="10", write_qa=refuse)  # it could be rated, but not asked about
     assert row["text_rating"] == 10.0
-    assert row["error"] == "text too long: 999 tokens"
+    assert row["error"] == "text too long: 999 tokens and 16 for the reply, but the model takes 512"
     assert row["questions"] == []
 
 

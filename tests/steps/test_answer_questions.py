@@ -15,7 +15,7 @@ import pytest
 from aloftrag import schemas
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
-from aloftrag.engine import PromptTooLong
+from aloftrag.engine import PromptRefused
 from aloftrag.engine.scripted import ScriptedEngine
 from aloftrag.errors import RunError
 from aloftrag.evaluation import questions
@@ -230,7 +230,7 @@ def test_a_question_is_asked_freely_or_in_the_asked_form_or_both(
 
 def test_a_cut_reply_and_a_prompt_too_long_are_no_replies() -> None:
     def too_long(prompt: Any) -> str | None:
-        raise PromptTooLong("999 tokens")
+        raise PromptRefused("text too long")
 
     for reply in (lambda prompt: None, too_long):
         answer = answer_questions.answer(ScriptedEngine(reply), question("q"), free=True, constrained=True, max_tokens=9)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aloftrag.engine.in_flight import InFlightLog, halves
+from aloftrag.engine.pool import MOST_DEATHS
 
 IDS = [f"t{number}" for number in range(8)]
 
@@ -30,9 +31,22 @@ def test_one_row_in_flight_beside_those_of_other_blocks_is_not_yet_a_culprit(tmp
     again = InFlightLog(tmp_path, IDS)
     assert (again.suspects, again.culprits) == ([["t3"]], set())
     again.asked(["t3"], alone=True)
+    third = InFlightLog(tmp_path, IDS)
+    assert (third.suspects, third.culprits) == ([["t3"]], set())  # a node may have died
+    third.asked(["t3"], alone=True)
     last = InFlightLog(tmp_path, IDS)
     assert (last.suspects, last.culprits) == ([], {"t3"})
     assert InFlightLog(tmp_path, IDS).culprits == {"t3"}  # however often it is opened
+
+
+def test_deaths_are_counted_from_the_last_answer_on(tmp_path: Path) -> None:
+    for deaths in range(3):
+        log = InFlightLog(tmp_path, IDS)
+        assert log.deaths == deaths
+        log.asked(IDS[:2], alone=False)
+    log.answered("t0")
+    again = InFlightLog(tmp_path, IDS)
+    assert (again.suspects, again.deaths) == ([["t1"]], 1)
 
 
 def test_a_half_that_dies_is_a_group_of_its_own_and_one_that_answers_is_innocent(tmp_path: Path) -> None:
@@ -83,6 +97,7 @@ def test_exactly_the_rows_that_kill_the_engine_are_set_aside(
     def attempt() -> set[str] | None:
         """The answered rows, None when the engine died."""
         log = InFlightLog(folder, ids)
+        assert log.deaths < MOST_DEATHS
         answered: set[str] = set()
 
         def ask(group: list[str], alone: bool) -> bool:

@@ -65,14 +65,24 @@ def test_a_text_cannot_open_a_part_of_its_own(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text_tokens", "instruction_tokens", "layout"),
+    ("text_tokens", "instructions", "layout"),
     [
-        (100, [60], "instructions-first"),  # one call: nothing of the text is shared
-        (100, [60, 60], "instructions-first"),  # 100 saved, 120 paid
-        (121, [60, 60], "text-first"),
-        (50, [60, 60, 60, 60], "instructions-first"),  # 150 saved, 240 paid
-        (81, [60, 60, 60, 60], "text-first"),
+        (100, [(60, 1)], "instructions-first"),  # one call: nothing of the text is shared
+        (100, [(60, 1), (60, 1)], "instructions-first"),  # 100 saved, 120 paid
+        (121, [(60, 1), (60, 1)], "text-first"),
+        (50, [(60, 1)] * 4, "instructions-first"),  # 150 saved, 240 paid
+        (81, [(60, 1)] * 4, "text-first"),
+        (239, [(60, 1), (60, 3)], "instructions-first"),  # the three questions share the text in either: 239 saved, 240 paid
+        (241, [(60, 1), (60, 3)], "text-first"),
     ],
 )
-def test_the_layout_that_computes_fewer_tokens_is_chosen(text_tokens: float, instruction_tokens: list[int], layout: Layout) -> None:
-    assert cheaper(text_tokens, instruction_tokens) == layout
+def test_the_layout_that_computes_fewer_tokens_is_chosen(text_tokens: float, instructions: list[tuple[int, int]], layout: Layout) -> None:
+    assert cheaper(text_tokens, instructions) == layout
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_with_instructions_first_questions_about_parts_of_a_text_share_the_text(family: Family) -> None:
+    tokenizer = tokenizer_of(family)
+    parts = ["The ferry sails at noon.", "Ulm is far."]
+    prompts = [write_qa.prompt(TEXT, part, "en", "English", [], "instructions-first").token_ids(tokenizer) for part in parts]
+    assert TEXT.strip() in tokenizer.decode(prompts[0][: shared(prompts)])

@@ -1,11 +1,17 @@
-"""How full an engine was."""
+"""How full an engine was, and when an actor gives up."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from aloftrag.engine.pool import BusyEngine
+from aloftrag.engine import Engine
+from aloftrag.engine.in_flight import InFlightLog
+from aloftrag.engine.pool import MOST_DEATHS, BusyEngine, Question, _EngineActor
 from aloftrag.engine.scripted import ScriptedEngine
+from aloftrag.errors import RunError
 from aloftrag.prompts.chat import ChatPrompt
 
 
@@ -36,3 +42,27 @@ def test_an_engine_is_as_busy_as_it_has_requests_of_those_it_takes() -> None:
     engine = asyncio.run(ask())
     assert engine.seconds == 50
     assert engine.busy_seconds == pytest.approx(0.5 * 10 + 10 + 10 + 10 + 0.5 * 10)
+
+
+def test_an_actor_gives_up_on_a_block_on_which_engine_after_engine_dies(tmp_path: Path) -> None:
+    schema = pa.schema({"text_id": pa.string()})
+
+    async def ask(engine: Engine, row: dict[str, Any]) -> dict[str, Any]:
+        return row
+
+    question = Question(ask, lambda row, reason: row, "text_id", schema)
+    block = pa.table({"text_id": ["a", "b"]}, schema=schema)
+
+    def answers() -> list[pa.Table]:
+        async def collect() -> list[pa.Table]:
+            actor = _EngineActor(lambda: ScriptedEngine(lambda prompt: "yes"), question, tmp_path, stall_minutes=1)
+            return [table async for table in actor(block)]
+
+        return asyncio.run(collect())
+
+    for _ in range(MOST_DEATHS):
+        InFlightLog(tmp_path, ["a", "b"]).asked(["a", "b"], alone=False)
+    with pytest.raises(RunError, match=rf"^the engine died {MOST_DEATHS} times without an answer between; 1 groups of rows are asked"):
+        answers()
+    InFlightLog(tmp_path, ["a", "b"]).answered("a")
+    assert answers() == [block]

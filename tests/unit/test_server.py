@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aloftrag.engine import Completion, PromptTooLong
+from aloftrag.engine import Completion, PromptRefused
 from aloftrag.engine.server import ServerEngine, StartServerEngine
 from aloftrag.errors import RunError, UsageError
 from aloftrag.models import local_folder, served_model
@@ -110,12 +110,19 @@ def test_a_busy_or_failing_server_is_asked_again(server: Server, failure: int) -
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize(("failure", "tries"), [(503, 3), (0, 3), (400, 1)])
+@pytest.mark.parametrize(("failure", "tries"), [(503, 3), (0, 3), (404, 1)])
 def test_a_server_that_does_not_answer_in_the_end_is_one_line(server: Server, failure: int, tries: int) -> None:
     server.failures = [failure] * 10
-    with pytest.raises(RunError, match=rf"models\.llm: {server.url} does not answer"):
+    with pytest.raises(RunError, match=rf"models\.llm: {server.url} gave no answer"):
         complete(server, [ASKED], retries=2)
     assert len(server.requests) == tries
+
+
+def test_a_prompt_that_the_server_refuses_is_an_error_of_its_row(server: Server) -> None:
+    server.failures = [400]
+    with pytest.raises(PromptRefused, match=r"^the server refused the prompt: .*failure 400"):
+        complete(server, [ASKED])
+    assert complete(server, [ASKED])[0].text == "yes"
 
 
 def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
@@ -126,7 +133,7 @@ def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
 
 def test_a_prompt_longer_than_the_server_takes_is_not_sent(server: Server) -> None:
     long = ChatPrompt([{"role": "user", "content": "seven " * 60}], 5)
-    with pytest.raises(PromptTooLong, match="the server takes 64"):
+    with pytest.raises(PromptRefused, match=r"text too long: .* the model takes 64"):
         complete(server, [long])
     assert not server.requests
 

@@ -98,8 +98,12 @@ def test_case_marks_and_spaces_do_not_make_another_question(question: str, other
     assert write_qa.normalised(question) == write_qa.normalised(other)
 
 
-def test_other_words_make_another_question() -> None:
-    assert write_qa.normalised("Who built it?") != write_qa.normalised("Who burned it?")
+@pytest.mark.parametrize(
+    ("question", "other"),
+    [("Who built it?", "Who burned it?"), ("वह दिन कब था?", "वह दान कब था?"), ("ใครมา", "ใครมี")],  # vowels may be combining marks
+)
+def test_other_words_make_another_question(question: str, other: str) -> None:
+    assert write_qa.normalised(question) != write_qa.normalised(other)
 
 
 def test_a_model_that_follows_instructions_is_asked_in_a_chat_about_the_text() -> None:
