@@ -70,7 +70,7 @@ class Annotation(Section):
     stop_early: bool = True  # False: questions are written about texts below the threshold too, and left out of training
     layout: Literal["auto", "instructions-first", "text-first"] = "auto"  # of a prompt; auto: what computes fewer tokens
     worked_examples: Annotated[int, Field(ge=0)] = 0  # for models too small to follow an instruction
-    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.35  # share of unusable replies at which the run stops
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.35  # share of texts that come to nothing, above which the run stops
     drop: Drop = Drop()
 
 
@@ -118,7 +118,7 @@ class Evaluation(Section):
     """Step 6 (paper 4.3)."""
 
     gold: str | list[str] | None = None  # tables of context, question, answer (or a list, answers)
-    held_out: Share = 0.1  # of the texts: training asks nothing about them; without gold they are the test
+    held_out: Share = 0.1  # of the texts, where there is no gold: training asks nothing about them, and they are the test
     judge: str | None = None
     max_questions: Count | None = None  # drawn evenly over the texts
     constrained: bool | Auto = "auto"  # replies in the asked form only; auto: if the base keeps it in under 90 % of the questions
