@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MANIFEST = "_manifest.json"
 PENDING = ".pending.parquet"  # how Ray Data names a checkpoint file that is not committed
 BLOCK_ROWS = 256  # what is in flight at a kill is lost, so blocks are small
+RowGroup = tuple[str, int, int]  # file, number in it, rows
 SLICE_ROWS = 1_000_000  # a checkpoint holds the finished ids in memory
 
 
@@ -200,14 +201,14 @@ def hold_schema(folder: Path, schema: pa.Schema) -> None:
             assert found.get(name) == wanted.get(name), f"{path}: {name} is {found.get(name)}, not {wanted.get(name)}"
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path, block_rows: int = BLOCK_ROWS) -> None:
     """One Parquet file, in row groups of the size of a block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=BLOCK_ROWS)
+    pq.write_table(table, path, row_group_size=block_rows)
 
 
-def _row_groups(folder: Path) -> list[tuple[str, int, int]]:
-    """(file, row group, rows) of every row group in an artifact."""
+def row_groups(folder: Path) -> list[RowGroup]:
+    """Every row group of an artifact."""
     found = []
     for path in parquet_files(folder):
         metadata = pq.ParquetFile(path).metadata
@@ -217,10 +218,10 @@ def _row_groups(folder: Path) -> list[tuple[str, int, int]]:
 
 def read_blocks(folder: Path, columns: list[str] | None = None) -> "Dataset":
     """An artifact as a Ray dataset with one block per row group, whatever the sizes of the files."""
-    return _dataset(_row_groups(folder), columns)
+    return _dataset(row_groups(folder), columns)
 
 
-def _dataset(groups: list[tuple[str, int, int]], columns: list[str] | None) -> "Dataset":
+def _dataset(groups: list[RowGroup], columns: list[str] | None) -> "Dataset":
     import ray.data
     from ray.data.block import BlockMetadata
 
@@ -242,9 +243,9 @@ def _dataset(groups: list[tuple[str, int, int]], columns: list[str] | None) -> "
     return ray.data.read_datasource(RowGroups(), override_num_blocks=max(1, len(groups)))
 
 
-def _slices(groups: list[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:
+def _slices(groups: list[RowGroup]) -> Iterator[list[RowGroup]]:
     rows = 0
-    current: list[tuple[str, int, int]] = []
+    current: list[RowGroup] = []
     for group in groups:
         if current and rows + group[2] > SLICE_ROWS:
             yield current
@@ -260,19 +261,19 @@ def map_rows(
     id_column: str,
     transform: "Callable[[Dataset], Dataset]",
     destination: Path,
-    schema: pa.Schema,
     checkpoints: Path,
+    schema: pa.Schema | None = None,
     columns: list[str] | None = None,
 ) -> None:
     """Read rows with unique ids, transform them, write them: resumable at the row under Ray Data's checkpointing.
 
     ``transform`` keeps one row per row with its id. A killed call, called again with the same folders, does only the rows
-    that are not written yet. Raises when the written ids are not the read ones, each once.
+    that are not written yet. Raises when the written ids are not the read ones, each once, or the columns not those of ``schema``.
     """
     from ray.data.checkpoint import CheckpointConfig
 
     destination.mkdir(parents=True, exist_ok=True)
-    for number, groups in enumerate(_slices(_row_groups(source))):
+    for number, groups in enumerate(_slices(row_groups(source))):
         checkpoint = checkpoints / f"slice-{number:05d}"
         committed = [path for path in parquet_files(checkpoint) if not path.name.endswith(PENDING)]
         if sum(map(rows_of, committed)) == sum(rows for _, _, rows in groups):
@@ -283,7 +284,8 @@ def map_rows(
             id_column=id_column, checkpoint_path=str(checkpoint), delete_checkpoint_on_success=False
         )
         transform(dataset).write_parquet(str(destination))
-    hold_schema(destination, schema)
+    if schema:
+        hold_schema(destination, schema)
     _hold_ids(source, destination, id_column)
 
 

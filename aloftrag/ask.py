@@ -1,6 +1,7 @@
 """``aloftrag ask``: retrieve from a run's texts and answer with its adapter."""
 
 import asyncio
+import functools
 import tempfile
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.prompts import rag
 from aloftrag.prompts.chat import ChatPrompt
+from aloftrag.retrieval import near_duplicates, shards
 from aloftrag.retrieval.embedder import Embedder
 from aloftrag.retrieval.text_store import TextStore
-from aloftrag.retrieval.vectors import load_index
 from aloftrag.training.merge import merge_adapter
 
 
@@ -40,8 +41,10 @@ def ask(run: Run, question: str) -> tuple[list[str], str]:
 
     models = run.job.models
     queries = Embedder(models.embedder, models.embedder_prompts).embed([question], "query")
-    ids, _ = load_index(run.artifact("index")).search(queries, run.job.contexts)
-    context_ids = [str(text_id) for text_id in ids[0]]
+    clusters_of = functools.partial(near_duplicates.clusters_of, run.job, run.artifact("clusters"))
+    index = shards.open_here(run.artifact("index"))
+    (found,) = near_duplicates.nearest_distinct(index, queries, run.job.contexts, [None], clusters_of)
+    context_ids = list(found)
     texts = TextStore(run.artifact("texts")).texts(context_ids)
     longest = local_models.longest_prompt(models.llm, run.job.training.max_tokens)
     tokenizer = AutoTokenizer.from_pretrained(local_models.local_folder(models.llm, "llm"))

@@ -137,7 +137,8 @@ def _plan(options: argparse.Namespace) -> None:
         one = job.for_language(language)
         check(one)
         print(f"{job.name} / {language}")
-        print("\n".join(plan.table(plan.plan(one))))
+        steps = plan.plan(one)
+        print("\n".join([*plan.table(steps), plan.search_line(one, steps)]))
 
 
 def _status(options: argparse.Namespace) -> None:

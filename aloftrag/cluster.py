@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 
 def connect() -> None:
@@ -28,6 +29,7 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.use_datasource_v2 = False  # it starts 32 actors to read a checkpoint of a few files
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # a small run has fewer blocks than tasks
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
 

@@ -16,6 +16,7 @@ from aloftrag.errors import UsageError
 
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Similarity = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Rating = Annotated[float, Field(ge=0, le=10)]
 
@@ -87,9 +88,9 @@ class Negatives(Section):
 
     contexts: Annotated[int, Field(ge=2)] | tuple[int, int] = 10  # n: the positive and n - 1 negatives in a prompt
     index: Literal["auto", "exact", "ivf"] = "auto"
-    near_duplicate_similarity: float | None = None
-    relative_margin: float | Auto | None = None
-    verify: bool = False
+    near_duplicate_similarity: Similarity | None = None  # from which on texts with the same wording are one; None: only exact copies are
+    relative_margin: Share | Auto | None = None  # texts closer to the question than its own text less this share are no negatives
+    verify: bool = False  # ask the language model whether what was skipped for that answers the question too
     require_self_retrieval: bool = False  # leave out questions that do not find their own text first
 
 
@@ -142,10 +143,6 @@ class Resources(Section):
 
 # In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
 NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
-    "negatives.index": ("auto", "exact"),
-    "negatives.near_duplicate_similarity": (None,),
-    "negatives.relative_margin": (None,),
-    "negatives.verify": (False,),
     "training.preset": ("paper",),
     "training.unanswerable": (0.0,),
     "training.keep": ("last",),
@@ -237,17 +234,13 @@ class Job(Section):
     def resolved(self) -> "Job":
         """This job with every ``auto`` that can change the result decided, as far as the job alone decides it.
 
-        The layout of prompts without worked examples is left to step 1, which counts the texts' tokens.
+        The layout of prompts without worked examples is left to step 1, which counts the texts' tokens; the index to step 4.
         """
         data = self.model_dump()
         if self.annotation.worked_examples:
             data["annotation"]["layout"] = "instructions-first"
-        for section, key, value in (
-            ("negatives", "index", "exact"),
-            ("training", "batching", "by-length"),
-        ):
-            if data[section][key] == "auto":
-                data[section][key] = value
+        if self.training.batching == "auto":
+            data["training"]["batching"] = "by-length"
         return Job.model_validate(data)
 
     @property

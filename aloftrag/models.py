@@ -56,6 +56,13 @@ def local_folder(name: str, role: Role) -> Path:
     return folder
 
 
+def dimensions(embedder: str) -> int:
+    """How many dimensions the vectors of an embedder have, from its configuration."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(local_folder(embedder, "embedder")).hidden_size)
+
+
 def is_server(name: str) -> bool:
     """Whether a model's name is the address of a server."""
     return name.startswith(("http://", "https://"))

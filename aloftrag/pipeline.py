@@ -60,6 +60,8 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
             _discard(run, from_step=redo)
         if step is annotate:
             run = annotate.with_layout(run)
+        if step is mine_negatives:
+            run = mine_negatives.with_index(run)
         settings = _settings(run, name, fingerprints)
         fingerprints[step.MAKES] = artifacts.fingerprint(settings)
         if artifacts.is_finished(run.artifact(step.MAKES), settings, name):

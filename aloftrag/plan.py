@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aloftrag import models
 from aloftrag.corpus import chunker, normalised, read_rows, text_id
 from aloftrag.job import Job
+from aloftrag.retrieval import ivf
 from aloftrag.steps.load_texts import corpus_files
 
 SAMPLE_TEXTS = 1000
@@ -14,6 +15,8 @@ SAMPLE_TEXTS = 1000
 # Assumed, not measured on your machines: tokens a second of one H100 with a 7B model in vLLM and in LoRA training, and of an embedder.
 ASSUMED_PREFILL_RATE, ASSUMED_DECODE_RATE = 20_000, 2_500
 ASSUMED_TRAINING_RATE, ASSUMED_EMBEDDING_RATE = 8_000, 50_000
+ASSUMED_SEARCH_RATE = 2e13  # products added up a second, in float32
+ASSUMED_LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
 _INSTRUCTION_TOKENS, _QUESTION_TOKENS, _RATING_TOKENS = 150, 60, 4
 
 
@@ -60,13 +63,39 @@ def plan(job: Job) -> list[StepPlan]:
             "mine_negatives",
             questions,
             round(rows * tokens_each),
-            _hours(rows * tokens_each, ASSUMED_EMBEDDING_RATE),
+            _hours(rows * tokens_each, ASSUMED_EMBEDDING_RATE)
+            + search_hours(job, rows, _queries(job, rows, questions))[_index_kind(job, rows, questions)],
             rows * 2.1e-3 + questions * 1e-3,
         ),
         StepPlan("assemble_chats", chats, chat_tokens, 0.0, chat_tokens * 4 / 1e6 / job.training.epochs),
         StepPlan("tune_adapter", chats * job.training.epochs, chat_tokens, _hours(chat_tokens, ASSUMED_TRAINING_RATE), 500.0),
         StepPlan("answer_questions", 2 * asked, answered, _hours(answered, ASSUMED_PREFILL_RATE), answered * 4 / 1e6),
     ]
+
+
+def search_hours(job: Job, texts: int, queries: int) -> dict[str, float]:
+    """GPU hours of the search of step 4, for each kind of index."""
+    exact = _hours(texts * queries * models.dimensions(job.models.embedder), ASSUMED_SEARCH_RATE)
+    return {"exact": exact, "ivf": exact * ASSUMED_LISTS_SHARE}
+
+
+def _index_kind(job: Job, texts: int, questions: int) -> str:
+    if job.negatives.index != "auto":
+        return job.negatives.index
+    return ivf.kind(texts, _queries(job, texts, questions), models.dimensions(job.models.embedder))[0]
+
+
+def _queries(job: Job, texts: int, questions: int) -> int:
+    return questions if job.negatives.near_duplicate_similarity is None else questions + texts
+
+
+def search_line(job: Job, steps: list[StepPlan]) -> str:
+    """What the search of step 4 would cost with either kind of index, and which one the job gets."""
+    rows = {step.step: step.rows for step in steps}
+    texts, questions = rows["load_texts"], rows["mine_negatives"]
+    hours = search_hours(job, texts, _queries(job, texts, questions))
+    shown = ", ".join(f"{kind} {hours[kind]:.2g} GPU hours" for kind in hours)
+    return f"Search of negatives: {shown}; negatives.index = {job.negatives.index} gives {_index_kind(job, texts, questions)}."
 
 
 def table(steps: list[StepPlan]) -> Iterator[str]:

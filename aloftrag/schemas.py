@@ -49,12 +49,10 @@ ANNOTATIONS = pa.schema(
     ]
 )
 
-EMBEDDING_ID = pa.field("text_id", pa.string(), nullable=False)
 
-
-def embeddings(dimensions: int) -> pa.Schema:
-    """The schema of the stored vectors: ``text_id`` and a fixed-size list of float16."""
-    return pa.schema([EMBEDDING_ID, pa.field("vector", pa.list_(pa.float16(), dimensions), nullable=False)])
+def vectors(dimensions: int) -> pa.Field:
+    """The column of stored vectors."""
+    return pa.field("vector", pa.list_(pa.float16(), dimensions), nullable=False)
 
 
 NEGATIVES = pa.schema(
@@ -67,6 +65,23 @@ NEGATIVES = pa.schema(
         pa.field("ranks", pa.list_(pa.int64()), nullable=False),
         pa.field("positive_similarity", pa.float64(), nullable=False),
         pa.field("positive_rank", pa.int64(), nullable=False),
+        # What is at least as near as the last negative, but is none, and why.
+        pa.field(
+            "skipped",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("text_id", pa.string()),
+                        pa.field("similarity", pa.float64()),
+                        pa.field("rank", pa.int64()),
+                        pa.field("reason", pa.string()),
+                        pa.field("answers", pa.bool_()),  # the question, says the language model; null when it was not asked or did not say
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("also_positive", pa.list_(pa.string()), nullable=False),  # of the skipped, those that the language model says answer it
     ]
 )
 
@@ -109,6 +124,7 @@ QUESTIONS = pa.schema(
         pa.field("context_ids", pa.list_(pa.string()), nullable=False),
         pa.field("similarities", pa.list_(pa.float64()), nullable=False),
         pa.field("positive_position", pa.int64(), nullable=False),
+        pa.field("also_positive_positions", pa.list_(pa.int64()), nullable=False),  # of texts that answer it too
         pa.field("most_similar_position", pa.int64(), nullable=False),
         pa.field("is_hard", pa.bool_(), nullable=False),
         pa.field("messages", MESSAGES, nullable=False),
@@ -123,6 +139,7 @@ ANSWERS = pa.schema(
         pa.field("question", pa.string(), nullable=False),
         pa.field("context_ids", pa.list_(pa.string()), nullable=False),
         pa.field("positive_position", pa.int64(), nullable=False),
+        pa.field("also_positive_positions", pa.list_(pa.int64()), nullable=False),
         pa.field("most_similar_position", pa.int64(), nullable=False),
         pa.field("is_hard", pa.bool_(), nullable=False),
         pa.field("completion", pa.string()),

@@ -3,26 +3,29 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from aloftrag.languages import NO_WORD_SPACES
 
 _ENGLISH_ARTICLES = {"a", "an", "the"}
 
 
-def citation_accuracy(cited: Sequence[int] | None, positive: int) -> float:
-    """The paper's: 1 when the positive is among the cited. A reply that cites everything gets 1 too."""
-    return float(positive in (cited or []))
+def citation_accuracy(cited: Sequence[int] | None, right: Collection[int]) -> float:
+    """The paper's: 1 when a right text is among the cited. A reply that cites everything gets 1 too.
+
+    ``right``: the positive, and texts that are known to answer the question too.
+    """
+    return float(any(position in right for position in cited or []))
 
 
-def citation_exact(cited: Sequence[int] | None, positive: int) -> float:
-    """1 when the positive and nothing else is cited."""
-    return float(list(cited or []) == [positive])
+def citation_exact(cited: Sequence[int] | None, right: Collection[int]) -> float:
+    """1 when right texts and nothing else are cited."""
+    return float(bool(cited) and all(position in right for position in cited or []))
 
 
-def citation_precision(cited: Sequence[int] | None, positive: int) -> float:
-    """The share of the cited that is the positive; 0 with nothing cited."""
-    return float(positive in cited) / len(cited) if cited else 0.0
+def citation_precision(cited: Sequence[int] | None, right: Collection[int]) -> float:
+    """The share of the cited that is right; 0 with nothing cited."""
+    return sum(position in right for position in cited) / len(cited) if cited else 0.0
 
 
 def answer_tokens(text: str, language: str) -> list[str]:

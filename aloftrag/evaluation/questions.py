@@ -19,7 +19,7 @@ GOLD_COLUMNS = ["context", "question", "answer"]
 class Questions:
     """What is asked: one row per question, and texts that are not in the corpus."""
 
-    rows: pl.DataFrame  # question_id, text_id, question, gold_answers (list)
+    rows: pl.DataFrame  # question_id, text_id, question, gold_answers (list), also_positive (list)
     texts: dict[str, str]  # by id: the contexts of gold questions
     counts: dict[str, int]
 
@@ -61,16 +61,18 @@ def gold_questions(job: Job, tokenizer: str | None) -> Questions:
         "gold_answers": pl.List(pl.String),
     }
     frame = pl.DataFrame(rows, schema=schema, orient="row").unique("question_id", keep="first", maintain_order=True)
+    frame = frame.with_columns(pl.lit([], pl.List(pl.String)).alias("also_positive"))
     return Questions(frame, texts, {"without_one_positive": left_out, "incomplete": incomplete})
 
 
-def held_out_questions(annotations: Path, selection: Path) -> Questions:
+def held_out_questions(annotations: Path, negatives: Path, selection: Path) -> Questions:
     """The kept questions of the texts that training never asks about; their generated answers stand for gold."""
     held_out = pl.scan_parquet(selection / "*.parquet").filter(pl.col("split") == "held_out").select("question_id")
     rows = (
         pl.scan_parquet(annotations / "*.parquet")
         .join(held_out, on="question_id")
-        .select("question_id", "text_id", "question", pl.concat_list("answer").alias("gold_answers"))
+        .join(pl.scan_parquet(negatives / "*.parquet").select("question_id", "also_positive"), on="question_id")
+        .select("question_id", "text_id", "question", pl.concat_list("answer").alias("gold_answers"), "also_positive")
         .collect()
     )
     return Questions(rows, {}, {})

@@ -1,8 +1,10 @@
 """The page of a run (report.html): verdict, base against adapter, funnel, settings; one file, no network."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 from aloftrag import artifacts
@@ -19,6 +21,7 @@ METRIC_NAMES = {
     "answer_contains": "answer holds the accepted answer",
     "right_answer_wrong_citation": "right answer, wrong citation",
 }
+_BIN = 0.05  # of similarities
 _MADE = ("texts", "annotations", "negatives", "chats", "adapter", "answers")
 
 
@@ -36,12 +39,32 @@ def write(run: Run) -> None:
         language=english_name(run.job.language),
         funnel=funnel(manifests),
         left_out=manifests["chats"]["counts"]["left_out"],
+        negatives=manifests["negatives"]["counts"],
+        similarities=similarities(run.artifact("negatives")),
         engine_busy=manifests["annotations"]["counts"].get("engine_busy"),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         versions=manifests["texts"]["versions"],
         settings=yaml.safe_dump(run.job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     (run.folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def similarities(negatives: Path) -> list[tuple[str, float, float]]:
+    """How similar positives and negatives are to their questions: (from ... to, share of positives, share of negatives)."""
+    rows = pl.scan_parquet(negatives / "*.parquet")
+    positive = rows.select(pl.col("positive_similarity").alias("similarity"))
+    negative = rows.select(pl.col("similarities").explode(empty_as_null=False).alias("similarity"))
+    shares = [dict(_shares(part).iter_rows()) for part in (positive, negative)]
+    bins = sorted({place for part in shares for place in part})
+    return [
+        (f"{place * _BIN:.2f} to {(place + 1) * _BIN:.2f}", shares[0].get(place, 0.0), shares[1].get(place, 0.0))
+        for place in range(bins[0], bins[-1] + 1)
+    ]
+
+
+def _shares(similarity: pl.LazyFrame) -> pl.DataFrame:
+    place = (pl.col("similarity") / _BIN).floor().cast(pl.Int64).alias("bin")
+    return similarity.group_by(place).len().with_columns(pl.col("len") / pl.col("len").sum()).collect()
 
 
 def funnel(manifests: dict[str, dict[str, Any]]) -> list[tuple[str, int]]:

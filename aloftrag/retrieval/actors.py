@@ -1,6 +1,9 @@
-"""The thin Ray part around embedder and index: a pool of actors that each hold one."""
+"""The thin Ray part around embedding and searching: blocks of rows through actors that hold a model, or through tasks."""
 
+from collections.abc import Callable
 from typing import Any
+
+import pyarrow as pa
 
 from aloftrag.engine import pool
 from aloftrag.job import Resources
@@ -20,3 +23,10 @@ def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], resources:
         num_cpus=1,
         num_gpus=1 if pool.gpus() else 0,
     )
+
+
+def map_in_tasks(rows: Any, function: Callable[[pa.Table], pa.Table]) -> Any:
+    """``rows`` block by block through tasks that ask an index: two, so that while one sorts, the other one's rows are searched."""
+    from ray.data import TaskPoolStrategy
+
+    return rows.map_batches(function, batch_size=None, batch_format="pyarrow", num_cpus=1, compute=TaskPoolStrategy(size=2))

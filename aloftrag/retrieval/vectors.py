@@ -1,48 +1,60 @@
-"""Embedding texts into a folder of vectors, and the index over such folders."""
+"""Embedding tables of texts or questions: the Ray part around ``Embedder``, resumable at the row."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, models, schemas
+from aloftrag import artifacts, schemas
 from aloftrag.job import EmbedderPrompts, Job
 from aloftrag.retrieval.actors import map_in_actors
 from aloftrag.retrieval.embedder import Embedder
-from aloftrag.retrieval.index import ExactIndex
+
+Kind = Literal["query", "text"]
+_COLUMN = {"query": "question", "text": "text"}
 
 
-class _TextEmbedder:
-    """Embeds blocks of texts."""
+class _Embedding:
+    """Embeds blocks of rows."""
 
-    def __init__(self, model: str, prompts: EmbedderPrompts | None):
+    def __init__(self, model: str, prompts: EmbedderPrompts | None, kind: Kind):
         self._embedder = Embedder(model, prompts)
+        self._kind = kind
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        vectors = self._embedder.embed(block["text"].to_pylist(), "text").astype(np.float16)
-        packed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        return pa.table({"text_id": block["text_id"], "vector": packed}).cast(schemas.embeddings(vectors.shape[1]))
+        vectors = self._embedder.embed(block[_COLUMN[self._kind]].to_pylist(), self._kind)
+        kept = block.drop_columns("text") if self._kind == "text" else block
+        return kept.append_column(schemas.vectors(vectors.shape[1]), vector_column(vectors))
 
 
-def embed_texts(job: Job, texts: Path, destination: Path, checkpoints: Path) -> None:
-    """Write the vector of each text, resumable at the row."""
-    from transformers import AutoConfig
-
-    dimensions = AutoConfig.from_pretrained(models.local_folder(job.models.embedder, "embedder")).hidden_size
+def embed(job: Job, rows: Path, kind: Kind, destination: Path, checkpoints: Path, columns: list[str] | None = None) -> None:
+    """Write the vector of each text or question of a table: its ``columns`` but the text, and ``vector``."""
     artifacts.map_rows(
-        source=texts,
-        id_column="text_id",
-        columns=["text_id", "text"],
-        transform=lambda rows: map_in_actors(rows, _TextEmbedder, (job.models.embedder, job.models.embedder_prompts), job.resources),
+        source=rows,
+        id_column="text_id" if kind == "text" else "question_id",
+        columns=columns,
+        transform=lambda blocks: map_in_actors(blocks, _Embedding, (job.models.embedder, job.models.embedder_prompts, kind), job.resources),
         destination=destination,
-        schema=schemas.embeddings(dimensions),
         checkpoints=checkpoints,
     )
 
 
-def load_index(*folders: Path) -> ExactIndex:
-    """The index over the vectors in some folders; the id of each text stands in one of them."""
-    frame = pl.concat([pl.read_parquet(folder / "*.parquet") for folder in folders if artifacts.parquet_files(folder)])
-    vectors = np.asarray(frame["vector"].to_numpy(), np.float32).reshape(frame.height, -1)
-    return ExactIndex(frame["text_id"].to_list(), vectors)
+def vector_column(vectors: np.ndarray) -> pa.Array:
+    """Vectors [rows, dimensions] as a column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), vectors.shape[1])
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """The column ``vector`` of a table, float16 [rows, dimensions]."""
+    column = table["vector"].combine_chunks()
+    column = column if isinstance(column, pa.Array) else column.chunk(0)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def dimensions_of(folder: Path) -> int:
+    """How many dimensions the vectors of a folder have."""
+    import pyarrow.parquet as pq
+
+    found: Any = pq.read_schema(artifacts.parquet_files(folder)[0]).field("vector").type
+    return int(found.list_size)

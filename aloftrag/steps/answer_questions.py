@@ -7,7 +7,7 @@ one and the question is hard; shuffled by (seed, question id). Each pass is save
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,24 @@ from aloftrag.evaluation.questions import Questions
 from aloftrag.job import Job
 from aloftrag.prompts import rag
 from aloftrag.prompts.chat import ChatPrompt, encode_content
-from aloftrag.retrieval.actors import map_in_actors
-from aloftrag.retrieval.embedder import Embedder
-from aloftrag.retrieval.index import ExactIndex
+from aloftrag.retrieval import near_duplicates, shards
+from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.text_store import TextStore
-from aloftrag.retrieval.vectors import embed_texts, load_index
+from aloftrag.retrieval.vectors import embed, vectors_of
 
 MAKES = "answers"
 BESIDE: tuple[str, ...] = ("questions",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives", "chats", "adapter")
-VERSION = 2
+VERSION = 3
 
 FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
 _BEGINNING_TOKENS = 16  # enough to see whether a reply begins in the asked form
-_ASKED = pa.schema([schemas.QUESTIONS.field(name) for name in ("question_id", "text_id", "question", "gold_answers")])
+_ASKED = pa.schema(
+    [
+        *(schemas.QUESTIONS.field(name) for name in ("question_id", "text_id", "question", "gold_answers")),
+        schemas.NEGATIVES.field("also_positive"),
+    ]
+)
 _REPLIES = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -154,40 +158,42 @@ def _ended(completion: Completion) -> str | None:
 
 
 class _Contexts:
-    """Embeds blocks of questions, finds their contexts, and writes the conversations."""
+    """Finds the contexts of blocks of questions, and writes the conversations."""
 
-    def __init__(self, job: Job, texts: Path, index: Path, added_texts: Path, added_index: Path):
+    def __init__(self, job: Job, index: Index, texts: Path, added_texts: Path, clusters_of: Callable[[Iterable[str]], Mapping[str, str]]):
         from transformers import AutoTokenizer
 
         self._job = job
-        self._embedder = Embedder(job.models.embedder, job.models.embedder_prompts)
-        self._index: ExactIndex = load_index(index, added_index)
+        self._index = index
         self._store = TextStore(texts, added_texts)
+        self._clusters_of = clusters_of
         self._tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
         self._longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows = block.to_pylist()
-        queries = self._embedder.embed([row["question"] for row in rows], "query")
-        ids, similarities = self._index.search(queries, self._job.contexts)
-        own_similarities = self._index.similarity(queries, block["text_id"].to_pylist())
-        texts = self._store.texts({*ids.ravel().tolist(), *block["text_id"].to_pylist()})
+        queries, rows = vectors_of(block), block.drop_columns("vector").to_pylist()
+        own_ids = block["text_id"].to_pylist()
+        nearest = near_duplicates.nearest_distinct(self._index, queries, self._job.contexts, own_ids, self._clusters_of)
+        own_similarities = self._index.similarity(queries, own_ids)
+        texts = self._store.texts({*own_ids}.union(*nearest))
         language = languages.english_name(self._job.language)
         lengths = {text: self._length(content) for text, content in texts.items()}
         prepared = []
-        for row, found, found_similarities, own in zip(rows, ids.tolist(), similarities.tolist(), own_similarities.tolist(), strict=True):
+        for row, found, own in zip(rows, nearest, own_similarities.tolist(), strict=True):
             overhead = self._length("".join(turn["content"] for turn in rag.first_turns([], row["question"], language))) + 64
             limit = self._longest - rag.reply_tokens(self._longest) - overhead
-            contexts, is_hard = choose_contexts(found, row["text_id"], lengths, limit)
+            contexts, is_hard = choose_contexts(list(found), row["text_id"], lengths, limit)
             most_similar = contexts[0]
-            by_id = {**dict(zip(found, found_similarities, strict=True)), row["text_id"]: own}
+            by_id = {**found, row["text_id"]: own}
             seeds.generator(self._job.seed, "contexts", row["question_id"]).shuffle(contexts)
+            also_positive = set(row.pop("also_positive"))
             prepared.append(
                 {
                     **row,
                     "context_ids": contexts,
                     "similarities": [by_id[context] for context in contexts],
                     "positive_position": contexts.index(row["text_id"]) + 1,
+                    "also_positive_positions": [place for place, context in enumerate(contexts, 1) if context in also_positive],
                     "most_similar_position": contexts.index(most_similar) + 1,
                     "is_hard": is_hard,
                     "messages": rag.first_turns([texts[context] for context in contexts], row["question"], language),
@@ -201,30 +207,46 @@ class _Contexts:
 
 def _prepare_questions(run: Run, destination: Path, work: Path) -> dict[str, Any]:
     """Write the questions with their contexts to ``destination``."""
+    from ray.data import ActorPoolStrategy
+
     job = run.job
     if job.evaluation.gold:
         tokenizer = str(models.local_folder(job.models.llm, "llm")) if job.corpus.chunk_tokens else None
         found = evaluation_questions.gold_questions(job, tokenizer)
     else:
-        found = evaluation_questions.held_out_questions(run.artifact("annotations"), run.artifact("selection"))
+        found = evaluation_questions.held_out_questions(*(run.artifact(name) for name in ("annotations", "negatives", "selection")))
     if not found.rows.height:
         raise RunError("evaluation: there is no question to ask; give evaluation.gold, or a larger evaluation.held_out")
     rows = evaluation_questions.draw(found.rows, job.evaluation.max_questions, job.seed)
     added_texts, added = _add_texts(run, found, rows, work / "added_texts")
-    added_index = work / "added_index"
+    indexes = [run.artifact("index")]
     if added:
-        embed_texts(job, added_texts, added_index, work / "added-checkpoints")
+        indexes.append(work / "added_index")
+        embed(job, added_texts, "text", indexes[1], work / "added-checkpoints", columns=["text_id", "text"])
+        shards.add(indexes[1], "exact")
     asked = artifacts.fresh_folder(work / "asked")
     artifacts.write_table(rows.select(_ASKED.names).to_arrow().cast(_ASKED), asked / "asked.parquet")
-    arguments = (job, run.artifact("texts"), run.artifact("index"), added_texts, added_index)
-    artifacts.map_rows(
-        source=asked,
-        id_column="question_id",
-        transform=lambda blocks: map_in_actors(blocks, _Contexts, arguments, job.resources),
-        destination=destination,
-        schema=schemas.QUESTIONS,
-        checkpoints=work / "questions-checkpoints",
-    )
+    vectors = work / "question_vectors"
+    embed(job, asked, "query", vectors, work / "question_vectors-checkpoints")
+    with shards.alive(*indexes) as ask_shards:
+        index = Index(ask_shards, shards.nprobe_of(indexes[0]))
+        texts = TextStore(run.artifact("texts"), added_texts).texts
+        clusters_of = near_duplicates.clusters_with(job, run.artifact("clusters"), index, work / "added_index", texts)
+        artifacts.map_rows(
+            source=vectors,
+            id_column="question_id",
+            transform=lambda blocks: blocks.map_batches(
+                _Contexts,
+                fn_constructor_args=(job, index, run.artifact("texts"), added_texts, clusters_of),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=1,
+                compute=ActorPoolStrategy(size=1),
+            ),
+            destination=destination,
+            schema=schemas.QUESTIONS,
+            checkpoints=work / "questions-checkpoints",
+        )
     return {
         "questions": rows.height,
         "questions_from": "gold" if job.evaluation.gold else "held_out",

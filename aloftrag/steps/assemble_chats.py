@@ -4,12 +4,13 @@
     why it was left out)
 
 The one place where anything is dropped. A chat is anchored at one question: its contexts are that question's positive and
-negatives, shuffled by (seed, question id). With ``questions_per_chat`` > 1 further turns ask questions of the other contexts.
+negatives, shuffled by (seed, question id). With ``questions_per_chat`` > 1 further turns ask questions of the other contexts. A text
+that step 4 skipped for a question since it may answer it is a right citation if it does, and else does not stand beside it.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.prompts import rag
+from aloftrag.retrieval import guard
 from aloftrag.retrieval.text_store import TextStore
 
 MAKES = "chats"
 BESIDE: tuple[str, ...] = ("selection",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives")
-VERSION = 2
+VERSION = 3
 
 _OFTEN_ENOUGH = 2
 
@@ -61,7 +63,10 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     kept = (
         selection.filter(pl.col("split").is_in(["train", "validation"]))
         .join(annotations.select("question_id", "question", "answer"), on="question_id")
-        .join(negatives.select("question_id", "negative_ids"), on="question_id")
+        .join(
+            negatives.select("question_id", "negative_ids", "also_positive", doubtful()),
+            on="question_id",
+        )
     )
     artifacts.fresh_folder(folder)
     plans = list(plan_chats(kept, run.job))
@@ -115,6 +120,13 @@ def select(annotations: pl.DataFrame, negatives: pl.DataFrame, clusters: pl.Data
     )
 
 
+def doubtful() -> pl.Expr:
+    """The texts that step 4 skipped since they may answer the question, and of which the language model did not say whether they do."""
+    skipped = pl.element().struct
+    may_answer = (skipped.field("reason") != guard.COPY_OF_NEGATIVE) & skipped.field("answers").is_null()
+    return pl.col("skipped").list.eval(pl.element().filter(may_answer).struct.field("text_id")).alias("doubtful")
+
+
 def split_of(cluster_id: str, job: Job) -> str:
     """What the questions of a cluster are for: train, validation (the loss), or held_out (the evaluation without gold)."""
     if job.evaluation.gold is None and seeds.draw(job.seed, "held_out", cluster_id) < job.evaluation.held_out:
@@ -132,6 +144,12 @@ class Turn:
     text_id: str
     question: str
     answer: str
+    also_positive: frozenset[str] = frozenset()  # texts that answer it too
+    doubtful: frozenset[str] = frozenset()  # texts that may answer it too
+
+    def fits(self, context_ids: Iterable[str]) -> bool:
+        """Whether it is known for each context if it answers the question."""
+        return self.doubtful.isdisjoint(context_ids)
 
 
 @dataclass(frozen=True)
@@ -145,7 +163,7 @@ class ChatPlan:
 
 
 def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
-    """Chats over the kept questions (columns question_id, text_id, question, answer, negative_ids, split).
+    """Chats over the kept questions (columns question_id, text_id, question, answer, negative_ids, also_positive, doubtful, split).
 
     The questions of a text are spread over its chats, so that of the turns of a chat each context gets about the same
     share; the anchor's own group is asked, the rest is filled with questions of the other contexts of the same split. A chat
@@ -156,18 +174,27 @@ def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
         by_text: dict[str, list[Turn]] = {}
         negative_ids: dict[str, list[str]] = {}
         for row in part.iter_rows(named=True):
-            by_text.setdefault(row["text_id"], []).append(Turn(row["question_id"], row["text_id"], row["question"], row["answer"]))
+            turn = Turn(
+                row["question_id"],
+                row["text_id"],
+                row["question"],
+                row["answer"],
+                frozenset(row["also_positive"]),
+                frozenset(row["doubtful"]),
+            )
+            by_text.setdefault(row["text_id"], []).append(turn)
             negative_ids[row["question_id"]] = row["negative_ids"]
         own_share = math.ceil(per_chat / job.contexts)
         times_asked: Counter[str] = Counter()
         for text_id, turns in by_text.items():
-            for start in range(0, len(turns), own_share):
-                own = turns[start : start + own_share]
+            while turns:
+                context_ids = [text_id, *negative_ids[turns[0].question_id]]
+                own = [turn for turn in turns if turn.fits(context_ids)][:own_share]
+                turns = [turn for turn in turns if turn not in own]
                 if all(times_asked[turn.question_id] >= _OFTEN_ENOUGH for turn in own):
                     continue
                 random = seeds.generator(job.seed, "chat", own[0].question_id)
-                context_ids = [text_id, *negative_ids[own[0].question_id]]
-                others = [turn for context in context_ids[1:] for turn in by_text.get(context, [])]
+                others = [turn for context in context_ids[1:] for turn in by_text.get(context, []) if turn.fits(context_ids)]
                 asked = own + random.sample(others, min(len(others), per_chat - len(own)))
                 times_asked.update(turn.question_id for turn in asked)
                 random.shuffle(asked)
@@ -182,7 +209,8 @@ def render(plan: ChatPlan, texts: dict[str, str], language: str) -> dict[str, An
     for number, (turn, position) in enumerate(zip(plan.turns, positions, strict=True)):
         if number:
             messages.append(rag.next_turn(turn.question))
-        messages.append(rag.reply_turn([position], turn.answer))
+        right = [number for number, context in enumerate(plan.context_ids, 1) if number == position or context in turn.also_positive]
+        messages.append(rag.reply_turn(right, turn.answer))
     return {
         "chat_id": plan.chat_id,
         "split": plan.split,

@@ -1,10 +1,14 @@
-"""Step 4 (paper 3.4): for each question, the n-1 most similar other texts.
+"""Step 4 (paper 3.4): for each question, the n-1 most similar other texts that are not answers too.
 
-    texts, annotations -> negatives (a row per question), clusters (a row per text), index (the texts' vectors)
+    texts, annotations -> negatives (a row per question), clusters (a row per text), index (the texts' vectors and its shards)
 
-Texts and questions are embedded in Ray actors; each search actor holds the index and mines negatives for blocks of questions.
+Texts and questions are embedded in Ray actors. The index is cut into shards, each in an actor of its own; every block of questions
+asks all of them. A guard leaves out what may answer the question as well (``retrieval.guard``).
 """
 
+import asyncio
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,105 +17,329 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aloftrag import artifacts, models, schemas
+from aloftrag import artifacts, languages, models, schemas
 from aloftrag.artifacts import Run
+from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, annotator, pool
 from aloftrag.errors import RunError
-from aloftrag.job import EmbedderPrompts
-from aloftrag.retrieval.actors import map_in_actors
-from aloftrag.retrieval.embedder import Embedder
-from aloftrag.retrieval.index import ExactIndex
-from aloftrag.retrieval.vectors import embed_texts, load_index
+from aloftrag.prompts import check_answer
+from aloftrag.retrieval import guard, ivf, near_duplicates, shards
+from aloftrag.retrieval.actors import map_in_tasks
+from aloftrag.retrieval.guard import Choice, Rules
+from aloftrag.retrieval.index import Index
+from aloftrag.retrieval.text_store import TextStore
+from aloftrag.retrieval.vectors import embed, vectors_of
 
 MAKES = "negatives"
 BESIDE: tuple[str, ...] = ("clusters", "index")
 NEEDS: tuple[str, ...] = ("texts", "annotations")
-VERSION = 1
+VERSION = 2
+
+Row = dict[str, Any]
+
+_QUESTIONS_AT_ONCE = 8192  # that are asked of all shards together
+_DEEPEST = 64  # times as many texts as wanted are looked at before a question gets fewer negatives
+
+
+def with_index(run: Run) -> Run:
+    """The run with ``negatives.index: auto`` decided, from the number of its texts and questions."""
+    if run.job.negatives.index != "auto":
+        return run
+    return run.with_settings("negatives", index=_index_kind(run)[0])
+
+
+def _index_kind(run: Run) -> tuple[str, str]:
+    questions = pl.scan_parquet(run.artifact("annotations") / "*.parquet").select(pl.col("question").count()).collect().item()
+    texts = artifacts.count_rows(run.artifact("texts"))
+    asked = questions if run.job.negatives.near_duplicate_similarity is None else questions + texts  # texts are searched for their copies
+    return ivf.kind(texts, asked, models.dimensions(run.job.models.embedder))
 
 
 def settings(run: Run) -> dict[str, Any]:
     """Everything that can change the negatives, beside texts and annotations."""
-    prompts = run.job.models.embedder_prompts
+    negatives, prompts = run.job.negatives, run.job.models.embedder_prompts
+    asks = {
+        "language": run.job.language,
+        "models.llm": models.identity(run.job.models.llm, "llm"),
+        "training.max_tokens": run.job.training.max_tokens,
+        "engine.options": run.job.engine.options,
+    }
     return {
         "models.embedder": models.identity(run.job.models.embedder, "embedder"),
         "models.embedder_prompts": prompts.model_dump() if prompts else None,
-        "negatives.contexts": run.job.contexts,
-        "negatives.index": run.job.negatives.index,
+        "negatives": negatives.model_dump(mode="json", exclude={"require_self_retrieval"}),
+        **(asks if negatives.verify else {}),
     }
 
 
-def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
+def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = None) -> dict[str, Any]:
     """Write the ``negatives`` artifact and beside it ``clusters`` and ``index``; returns its counts."""
     job, texts, index = run.job, run.artifact("texts"), run.artifact("index")
-    embed_texts(job, texts, index, work / "index-checkpoints")
-    arguments = (job.models.embedder, job.models.embedder_prompts, index, job.contexts)
     questions = _questions(run.artifact("annotations"), work / "questions")
     if not artifacts.parquet_files(questions):
         raise RunError("mine_negatives: no text has a question; see why in the annotations, or lower annotation.text_threshold")
-    artifacts.map_rows(
-        source=questions,
-        id_column="question_id",
-        transform=lambda rows: map_in_actors(rows, _Miner, arguments, job.resources),
-        destination=folder,
-        schema=schemas.NEGATIVES,
-        checkpoints=work / "negatives-checkpoints",
-    )
-    _write_clusters(texts, artifacts.fresh_folder(run.artifact("clusters")))
-    return _counts(folder, artifacts.count_rows(texts), job.contexts)
+    embed(job, texts, "text", index, work / "index-checkpoints", columns=["text_id", "text"])
+    shards.add(index, job.negatives.index)
+    vectors = work / "question_vectors"
+    embed(job, questions, "query", vectors, work / "question_vectors-checkpoints")
+    mined = work / "mined" if job.negatives.verify else folder
+    with shards.alive(index) as ask_shards:
+        sample = shards.read_sample(vectors, ivf.SAMPLE_QUESTIONS)
+        found = shards.about(index) or _choose_nprobe(index, ask_shards, sample, run)
+        searched = Index(ask_shards, found["nprobe"])
+        duplicates = _write_clusters(run, searched, work)
+        margin = _margin(searched, sample, duplicates, run)
+        rules = Rules(job.contexts - 1, margin, duplicates)
+        artifacts.map_rows(
+            source=vectors,
+            id_column="question_id",
+            transform=lambda rows: map_in_tasks(rows, functools.partial(_mine_block, index=searched, rules=rules)),
+            destination=mined,
+            schema=schemas.NEGATIVES,
+            checkpoints=work / "mined-checkpoints",
+        )
+    verified = _verify(run, mined, folder, work, start_engine or annotator(run)) if job.negatives.verify else {}
+    return {
+        **_counts(folder, artifacts.count_rows(texts), job.contexts),
+        **verified,
+        "relative_margin": margin,
+        "near_duplicates": len(duplicates),
+        "index": {**found, "why": _index_kind(run)[1]},
+    }
 
 
-def mine(index: ExactIndex, queries: np.ndarray, rows: pa.Table, contexts: int) -> pa.Table:
-    """``schemas.NEGATIVES`` for questions: the contexts-1 most similar texts other than the question's own.
+def mine(index: Index, queries: np.ndarray, rows: pa.Table, rules: Rules) -> pa.Table:
+    """``schemas.NEGATIVES`` for questions: the most similar texts that the guard lets pass.
 
-    ``queries``: float32 [questions, dimensions]; ``rows`` has question_id, text_id, question in the same order. Fewer texts
-    than ``contexts`` give fewer negatives.
+    ``queries``: [questions, dimensions]; ``rows`` has question_id, text_id, question in the same order. What is skipped is replaced
+    from further ranks. A question gets fewer negatives where there are no more texts, or none down to ``_DEEPEST`` times as many.
     """
     own = rows["text_id"].to_pylist()
-    ids, similarities = index.search(queries, contexts)
-    is_negative = ids != np.asarray(own)[:, None]
-    kept = [np.flatnonzero(row)[: contexts - 1] for row in is_negative]
-    return pa.table(
+    positive = index.similarity(queries, own)
+    nearest: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, str), np.empty(0))] * len(own)
+    choices = [Choice([], [])] * len(own)
+    wanted = rules.negatives + 1
+    depth = wanted if rules.margin is None and not rules.clusters else 2 * wanted
+    pending = list(range(len(own)))
+    while pending:
+        ids, similarities = index.search(queries[pending], depth)
+        for place, row in enumerate(pending):
+            exists = np.isfinite(similarities[place])
+            nearest[row] = ids[place, exists], similarities[place, exists]
+            choices[row] = guard.choose(*nearest[row], own[row], positive[row], rules)
+        if ids.shape[1] < depth or depth >= _DEEPEST * wanted:
+            break
+        pending = [row for row in pending if len(choices[row].kept) < rules.negatives]
+        depth *= 4
+    return pa.Table.from_pydict(
         {
             "question_id": rows["question_id"],
             "text_id": rows["text_id"],
             "question": rows["question"],
-            "negative_ids": [ids[row, columns].tolist() for row, columns in enumerate(kept)],
-            "similarities": [similarities[row, columns].tolist() for row, columns in enumerate(kept)],
-            "ranks": [(columns + 1).tolist() for columns in kept],
-            "positive_similarity": index.similarity(queries, own),
-            "positive_rank": index.rank(queries, own),
-        }
-    ).cast(schemas.NEGATIVES)
+            "negative_ids": [ids[choice.kept].tolist() for (ids, _), choice in zip(nearest, choices, strict=True)],
+            "similarities": [similarities[choice.kept].tolist() for (_, similarities), choice in zip(nearest, choices, strict=True)],
+            "ranks": [[place + 1 for place in choice.kept] for choice in choices],
+            "positive_similarity": positive,
+            "positive_rank": _positive_ranks(index, queries, own, nearest),
+            "skipped": [
+                [
+                    {"text_id": ids[place], "similarity": similarities[place], "rank": place + 1, "reason": reason, "answers": None}
+                    for place, reason in choice.skipped
+                ]
+                for (ids, similarities), choice in zip(nearest, choices, strict=True)
+            ],
+            "also_positive": [[] for _ in own],
+        },
+        schema=schemas.NEGATIVES,
+    )
 
 
-class _Miner:
-    """Embeds blocks of questions and finds their negatives."""
+def _positive_ranks(index: Index, queries: np.ndarray, own: list[str], nearest: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The rank of each question's own text: its place in the list, or counted over all texts where it is not in the list."""
+    ranks = np.zeros(len(own), np.int64)
+    for row, (ids, _) in enumerate(nearest):
+        (places,) = np.nonzero(ids == own[row])
+        ranks[row] = places[0] + 1 if len(places) else 0
+    further = np.flatnonzero(ranks == 0)
+    if len(further):
+        ranks[further] = index.rank(queries[further], [own[row] for row in further])
+    return ranks
 
-    def __init__(self, model: str, prompts: EmbedderPrompts | None, index: Path, contexts: int):
-        self._embedder = Embedder(model, prompts)
-        self._index = load_index(index)
-        self._contexts = contexts
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        queries = self._embedder.embed(block["question"].to_pylist(), "query")
-        return mine(self._index, queries, block, self._contexts)
+def _mine_block(block: pa.Table, index: Index, rules: Rules) -> pa.Table:
+    return mine(index, vectors_of(block), block, rules)
 
 
 def _questions(annotations: Path, folder: Path) -> Path:
-    """The annotated questions as a table of their own: what step 4 maps over."""
+    """The annotated questions as a table of their own, in row groups of ``_QUESTIONS_AT_ONCE``: what step 4 maps over."""
     artifacts.fresh_folder(folder)
-    for path in artifacts.parquet_files(annotations):
-        rows = artifacts.read_file(path, ["question_id", "text_id", "question"])
-        rows = rows.filter(pc.is_valid(rows["question"]))
-        if rows.num_rows:
-            artifacts.write_table(rows, folder / path.name)
+    rows = (artifacts.read_file(path, ["question_id", "text_id", "question"]) for path in artifacts.parquet_files(annotations))
+    waiting: list[pa.Table] = []
+    numbers = itertools.count()
+
+    def write() -> None:
+        if waiting:
+            artifacts.write_table(pa.concat_tables(waiting), folder / f"questions-{next(numbers):06d}.parquet", _QUESTIONS_AT_ONCE)
+            waiting.clear()
+
+    for table in rows:
+        waiting.append(table.filter(pc.is_valid(table["question"])))
+        if sum(part.num_rows for part in waiting) >= _QUESTIONS_AT_ONCE:
+            write()
+    if any(part.num_rows for part in waiting):
+        write()
     return folder
 
 
-def _write_clusters(texts: Path, folder: Path) -> None:
-    """Every text is a cluster of its own: exact copies were merged when texts were loaded."""
+def _choose_nprobe(index: Path, ask_shards: shards.ShardActors, sample: pa.Table, run: Run) -> dict[str, Any]:
+    """Kind of index, how many inverted lists to look at, and the recall measured; noted beside the shards."""
+    if run.job.negatives.index == "exact":
+        found = {"kind": "exact", "nprobe": None, "recall": 1.0}
+    else:
+        nprobe, recall = ivf.choose_nprobe(
+            lambda nprobe: Index(ask_shards, nprobe),
+            Index(ask_shards),
+            vectors_of(sample),
+            run.job.contexts,
+            ivf.lists_for(artifacts.count_rows(index)),
+        )
+        found = {"kind": "ivf", "nprobe": nprobe, "recall": round(recall, 4)}
+    shards.finish(index, **found)
+    return found
+
+
+def _margin(index: Index, sample: pa.Table, duplicates: dict[str, str], run: Run) -> float | None:
+    """``negatives.relative_margin``, with ``auto`` picked from how similar the sample's positives and neighbours are.
+
+    Near-duplicates are skipped anyway, and do not count.
+    """
+    margin = run.job.negatives.relative_margin
+    if margin != "auto":
+        return margin
+    queries, own = vectors_of(sample), sample["text_id"].to_pylist()
+    ids, similarities = index.search(queries, run.job.contexts)
+    for row, text_id in enumerate(own):
+        similarities[row, ~np.isin(ids[row], near_duplicates.distinct(ids[row].tolist(), duplicates, text_id))] = -np.inf
+    return guard.auto_margin(guard.gaps(ids, similarities, np.asarray(own), index.similarity(queries, own)))
+
+
+def _write_clusters(run: Run, index: Index, work: Path) -> dict[str, str]:
+    """Write the ``clusters`` artifact; returns the cluster of each text that has near-duplicates."""
+    texts, similarity = run.artifact("texts"), run.job.negatives.near_duplicate_similarity
+    found: dict[str, str] = {}
+    if similarity is not None:
+        copies = work / "copies"
+        artifacts.map_rows(
+            source=run.artifact("index"),
+            id_column="text_id",
+            transform=lambda rows: map_in_tasks(rows, functools.partial(_copies_of_block, index=index, texts=texts, similarity=similarity)),
+            destination=copies,
+            checkpoints=work / "copies-checkpoints",
+        )
+        pairs = pl.scan_parquet(copies / "*.parquet").explode("copies").drop_nulls().collect()
+        found = near_duplicates.clusters(pairs.iter_rows())
+    folder = artifacts.fresh_folder(run.artifact("clusters"))
     for path in artifacts.parquet_files(texts):
-        ids = artifacts.read_file(path, ["text_id"])["text_id"]
-        artifacts.write_table(pa.table({"text_id": ids, "cluster_id": ids}).cast(schemas.CLUSTERS), folder / path.name)
+        ids = artifacts.read_file(path, ["text_id"])["text_id"].to_pylist()
+        table = pa.table({"text_id": ids, "cluster_id": [found.get(text_id, text_id) for text_id in ids]}, schema=schemas.CLUSTERS)
+        artifacts.write_table(table, folder / path.name)
+    return found
+
+
+def _copies_of_block(block: pa.Table, index: Index, texts: Path, similarity: float) -> pa.Table:
+    ids = block["text_id"].to_pylist()
+    close_texts = near_duplicates.close_texts(index, ids, vectors_of(block), similarity)
+    close = {text_id: others for text_id, others in zip(ids, close_texts, strict=True) if others}
+    copies = near_duplicates.copies(close, TextStore(texts).texts({*close}.union(*close.values())))
+    return pa.table({"text_id": block["text_id"], "copies": pa.array([copies.get(text_id, []) for text_id in ids], pa.list_(pa.string()))})
+
+
+def _verify(run: Run, mined: Path, folder: Path, work: Path, start_engine: StartEngine) -> dict[str, int]:
+    """Ask the language model whether skipped texts answer their question; those that do are ``also_positive``. Returns counts."""
+    asked = work / "to_verify"
+    if not asked.is_dir():
+        _write_skipped_texts(mined, run.artifact("texts"), asked)
+    checked = _checked(run, asked, work, start_engine) if artifacts.parquet_files(asked) else pl.DataFrame(_CHECKED.empty_table())
+    verdicts = {question_id: dict(zip(ids, answers, strict=True)) for question_id, ids, answers in checked.iter_rows()}
+    artifacts.fresh_folder(folder)
+    for path in artifacts.parquet_files(mined):
+        rows = artifacts.read_file(path, schemas.NEGATIVES.names).to_pylist()
+        for row in rows:
+            verdict = verdicts.get(row["question_id"], {})
+            row["skipped"] = [{**text, "answers": verdict.get(text["text_id"])} for text in row["skipped"]]
+            row["also_positive"] = [text["text_id"] for text in row["skipped"] if text["answers"]]
+        artifacts.write_table(pa.Table.from_pylist(rows, schema=schemas.NEGATIVES), folder / path.name)
+    return {"unusable_verdicts": checked["answers"].explode().null_count()}
+
+
+def _checked(run: Run, asked: Path, work: Path, start_engine: StartEngine) -> pl.DataFrame:
+    """``_CHECKED``: by question, whether the texts of ``asked`` answer it, according to the model."""
+    language = languages.english_name(run.job.language)
+    question = pool.Question(functools.partial(_check_row, language=language), _not_checked, "question_id", _CHECKED)
+    checked, in_flight = work / "verified", artifacts.fresh_folder(work / "verified-in-flight")
+    with pool.explained(in_flight):
+        artifacts.map_rows(
+            source=asked,
+            id_column="question_id",
+            transform=lambda rows: pool.ask_rows(rows, question, start_engine, run.job, in_flight),
+            destination=checked,
+            schema=_CHECKED,
+            checkpoints=work / "verified-checkpoints",
+        )
+    return pl.read_parquet(checked / "*.parquet")
+
+
+_CHECKED = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("text_ids", pa.list_(pa.string()), nullable=False),
+        pa.field(
+            "answers", pa.list_(pa.bool_()), nullable=False
+        ),  # null: neither yes nor no, too long to be asked about, or the engine died
+    ]
+)
+_TO_CHECK = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("skipped", pa.list_(pa.struct([pa.field("text_id", pa.string()), pa.field("text", pa.string())])), nullable=False),
+    ]
+)
+
+
+def _write_skipped_texts(mined: Path, texts: Path, folder: Path) -> None:
+    """The questions for which texts were skipped, with those texts."""
+    store, unfinished = TextStore(texts), artifacts.fresh_folder(folder.with_name(f"{folder.name}-unfinished"))
+    for path in artifacts.parquet_files(mined):
+        for number, batch in enumerate(artifacts.read_file(path, ["question_id", "question", "skipped"]).to_batches(artifacts.BLOCK_ROWS)):
+            rows = batch.to_pylist()
+            for row in rows:
+                row["skipped"] = [text for text in row["skipped"] if text["reason"] != guard.COPY_OF_NEGATIVE]
+            rows = [row for row in rows if row["skipped"]]
+            contents = store.texts(text["text_id"] for row in rows for text in row["skipped"]) if rows else {}
+            for row in rows:
+                row["skipped"] = [{"text_id": text["text_id"], "text": contents[text["text_id"]]} for text in row["skipped"]]
+            if rows:
+                artifacts.write_table(pa.Table.from_pylist(rows, schema=_TO_CHECK), unfinished / f"{path.stem}-{number:04d}.parquet")
+    unfinished.replace(folder)
+
+
+async def _check_row(engine: Engine, row: Row, language: str) -> Row:
+    """Which of a question's skipped texts answer it: a row of ``_CHECKED``."""
+
+    async def answers(text: Row) -> bool | None:
+        try:
+            completion: Completion = await engine.complete(check_answer.prompt(text["text"], row["question"], language))
+        except PromptRefused:
+            return None
+        return check_answer.read(completion.text) if completion.ended else None
+
+    verdicts = await asyncio.gather(*map(answers, row["skipped"]))
+    return {"question_id": row["question_id"], "text_ids": [text["text_id"] for text in row["skipped"]], "answers": verdicts}
+
+
+def _not_checked(row: Row, reason: str) -> Row:
+    ids = [text["text_id"] for text in row["skipped"]]
+    return {"question_id": row["question_id"], "text_ids": ids, "answers": [None] * len(ids)}
 
 
 def _counts(folder: Path, texts: int, contexts: int) -> dict[str, Any]:
@@ -121,5 +349,7 @@ def _counts(folder: Path, texts: int, contexts: int) -> dict[str, Any]:
         (pl.col("positive_rank") == 1).sum().alias("found_own_text_first"),
         (pl.col("positive_rank") <= contexts).sum().alias("found_own_text_among_contexts"),
         (pl.col("negative_ids").list.len() < contexts - 1).sum().alias("fewer_negatives"),
+        pl.col("also_positive").list.len().sum().alias("also_positive"),
     ).collect()
-    return {"texts": texts, **found.row(0, named=True)}
+    skipped = rows.select(pl.col("skipped").explode().struct.field("reason")).drop_nulls().group_by("reason").len().collect()
+    return {"texts": texts, **found.row(0, named=True), "skipped": dict(sorted(skipped.iter_rows()))}

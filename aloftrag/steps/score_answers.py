@@ -19,7 +19,7 @@ from aloftrag.prompts import rag
 MAKES = "scores"
 BESIDE: tuple[str, ...] = ()
 NEEDS: tuple[str, ...] = ("answers",)
-VERSION = 1
+VERSION = 2
 
 SCORES = "scores.json"
 _MEANS = ("citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "format_ok")
@@ -52,8 +52,8 @@ def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
     """The metrics of each answer; an unusable reply is wrong in all of them."""
     rows = []
     for row in answers.iter_rows(named=True):
-        cited, positive = row["cited_positions"], row["positive_position"]
-        accuracy = metrics.citation_accuracy(cited, positive)
+        cited, right = row["cited_positions"], {row["positive_position"], *row["also_positive_positions"]}
+        accuracy = metrics.citation_accuracy(cited, right)
         contains = metrics.answer_contains(row["answer"], row["gold_answers"], language)
         rows.append(
             {
@@ -61,9 +61,9 @@ def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
                 "variant": row["variant"],
                 "is_hard": row["is_hard"],
                 "citation_accuracy": accuracy,
-                "citation_exact": metrics.citation_exact(cited, positive),
-                "citation_precision": metrics.citation_precision(cited, positive),
-                "citation_recall": accuracy,  # there is one positive
+                "citation_exact": metrics.citation_exact(cited, right),
+                "citation_precision": metrics.citation_precision(cited, right),
+                "citation_recall": accuracy,  # one right text is enough
                 "format_ok": float(cited is not None),
                 "answer_f1": metrics.answer_f1(row["answer"], row["gold_answers"], language),
                 "answer_contains": contains,
@@ -83,8 +83,8 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
         "questions_from": counts["questions_from"],
         "contexts": max(map(len, base["context_ids"])),
         "baselines": {
-            "chance": _rounded((1 / shown).mean()),
-            "most_similar": _rounded((base["most_similar_position"] == base["positive_position"]).cast(pl.Float64).mean()),
+            "chance": _rounded(((1 + base["also_positive_positions"].list.len()) / shown).mean()),
+            "most_similar": _rounded(_most_similar_is_right(base).cast(pl.Float64).mean()),
         },
         "constrained": counts["constrained"],
         **{variant: _variant_scores(rows[variant]) for variant in ("base", "adapter")},
@@ -100,6 +100,11 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
         scores["base"]["format_ok_free"] = _rounded(np.mean([reply is not None for reply in free]))
     scores["verdict"], scores["why"] = verdict(scores)
     return scores
+
+
+def _most_similar_is_right(answers: pl.DataFrame) -> pl.Series:
+    right = pl.concat_list("positive_position", "also_positive_positions")
+    return answers.select(right.list.contains(pl.col("most_similar_position"))).to_series()
 
 
 def _variant_scores(rows: pl.DataFrame) -> dict[str, Any]:

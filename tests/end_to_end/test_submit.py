@@ -79,4 +79,5 @@ def test_a_plan_tells_of_each_step_and_runs_nothing(job_file: Any, tmp_path: Pat
     rows_of = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in printed.splitlines() if line.startswith(("load", "tune"))}
     assert rows_of == {"load_texts": 50, "tune_adapter": 50}
     assert "assumed" in printed
+    assert "negatives.index = auto gives exact" in printed
     assert not (tmp_path / "runs").exists()

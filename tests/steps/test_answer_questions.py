@@ -84,10 +84,12 @@ def test_the_questions_of_held_out_texts_are_those_that_selection_kept(tmp_path:
     ]
     found = questions.held_out_questions(
         tables.write(tmp_path / "annotations", schemas.ANNOTATIONS, rows, files=2),
+        tables.write(tmp_path / "negatives", schemas.NEGATIVES, [tables.negative("t1-0", []) | {"also_positive": ["t3"]}]),
         tables.write(tmp_path / "selection", schemas.SELECTION, selected),
     )
     (row,) = found.rows.to_dicts()
-    assert row == {"question_id": "t1-0", "text_id": "t1", "question": rows[1]["question"], "gold_answers": ["answer 0 of t1"]}
+    kept = {"question_id": "t1-0", "text_id": "t1", "question": rows[1]["question"], "gold_answers": ["answer 0 of t1"]}
+    assert row == kept | {"also_positive": ["t3"]}
 
 
 # Gold.
@@ -154,6 +156,7 @@ def question(question_id: str, contexts: int = 3) -> Row:
         "context_ids": [f"c{n}" for n in range(1, contexts + 1)],
         "similarities": [0.5] * contexts,
         "positive_position": 1,
+        "also_positive_positions": [],
         "most_similar_position": 2,
         "is_hard": False,
         "messages": rag.first_turns([f"Text {n}." for n in range(contexts)], f"Which gate, {question_id}?", "English"),

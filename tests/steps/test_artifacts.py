@@ -40,7 +40,7 @@ def map_rows(source: Path, tmp_path: Path, ray_session: None) -> Any:
             return rows.map_batches(logged, batch_size=None, batch_format="pyarrow")
 
         try:
-            artifacts.map_rows(source, "id", transform, tmp_path / "made", SCHEMA, tmp_path / "checkpoints")
+            artifacts.map_rows(source, "id", transform, tmp_path / "made", tmp_path / "checkpoints", SCHEMA)
         finally:
             run.given = sorted(path.name for path in log.iterdir())  # type: ignore[attr-defined]
         return run.given  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from aloftrag import schemas
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.job import Job
+from aloftrag.retrieval import guard
 from aloftrag.steps import assemble_chats
 from tests.steps import tables
 from tests.steps.tables import Row, annotation, negative
@@ -211,9 +212,20 @@ def test_the_positive_stands_at_every_position_and_the_seed_decides_where(chats:
     assert any(other[key]["context_ids"] != first[key]["context_ids"] for key in first)
 
 
+NOTHING_SKIPPED: Row = {"also_positive": [], "doubtful": []}
+
+
 def test_the_order_of_a_chat_does_not_depend_on_which_other_questions_there_are(new_run: Any) -> None:
     rows = [
-        {"question_id": key, "text_id": key[:2], "question": "?", "answer": "!", "negative_ids": neighbours(key), "split": "train"}
+        {
+            "question_id": key,
+            "text_id": key[:2],
+            "question": "?",
+            "answer": "!",
+            "negative_ids": neighbours(key),
+            "split": "train",
+            **NOTHING_SKIPPED,
+        }
         for key in QUESTION_IDS
     ]
     job = new_run(negatives={"contexts": 4}).job
@@ -221,6 +233,74 @@ def test_the_order_of_a_chat_does_not_depend_on_which_other_questions_there_are(
     part = {plan.chat_id: plan for plan in assemble_chats.plan_chats(pl.DataFrame(rows[10:20]), job)}
     assert len(part) == 10
     assert part == {key: whole[key] for key in part}
+
+
+def two_texts(**of_b: Any) -> list[Row]:
+    """Two questions about a and one about b, each other's neighbours; ``of_b`` is what step 4 said about the texts of b's."""
+    rows = [("a-0", "a", ["b"]), ("a-1", "a", ["b"]), ("b-0", "b", ["a"])]
+    return [
+        {
+            "question_id": key,
+            "text_id": text,
+            "question": "?",
+            "answer": "!",
+            "negative_ids": neighbours,
+            "split": "train",
+            **NOTHING_SKIPPED,
+            **(of_b if text == "b" else {}),
+        }
+        for key, text, neighbours in rows
+    ]
+
+
+def planned(new_run: Any, rows: list[Row], per_chat: int) -> dict[str, assemble_chats.ChatPlan]:
+    job = new_run(negatives={"contexts": 2}, training={"questions_per_chat": per_chat}).job
+    return {plan.chat_id: plan for plan in assemble_chats.plan_chats(pl.DataFrame(rows), job)}
+
+
+def test_a_question_is_not_asked_beside_a_text_that_may_answer_it_too(new_run: Any) -> None:
+    known = planned(new_run, two_texts(), 3)
+    assert {turn.question_id for turn in known["a-0"].turns} == {"a-0", "a-1", "b-0"}
+    doubtful = planned(new_run, two_texts(doubtful=["a"], negative_ids=["c"]), 3)
+    assert {key: {turn.question_id for turn in plan.turns} for key, plan in doubtful.items()} == {"a-0": {"a-0", "a-1"}, "b-0": {"b-0"}}
+
+
+def test_of_two_questions_about_a_text_one_may_not_fit_beside_the_others_contexts(new_run: Any) -> None:
+    rows = two_texts()
+    rows[1] |= {"doubtful": ["b"], "negative_ids": ["c"]}
+    plans = planned(new_run, rows, 4)
+    assert {turn.question_id for turn in plans["a-0"].turns} == {"a-0", "b-0"}
+    assert {turn.question_id for turn in plans["a-1"].turns} == {"a-1"}
+
+
+def test_a_text_that_answers_a_question_too_is_cited_with_its_own(new_run: Any) -> None:
+    plan = planned(new_run, two_texts(also_positive=["a"]), 3)["a-0"]
+    chat = assemble_chats.render(plan, {"a": "Text a.", "b": "Text b."}, "English")
+    cited = {
+        question: turn["content"].partition("### Reference\n")[2].partition("\n")[0]
+        for question, turn in zip(chat["question_ids"], chat["messages"][2::2], strict=True)
+    }
+    place = plan.context_ids.index("a") + 1
+    assert cited == {"a-0": str(place), "a-1": str(place), "b-0": "1, 2"}
+    assert dict(zip(chat["question_ids"], chat["positive_positions"], strict=True))["b-0"] == plan.context_ids.index("b") + 1
+
+
+def test_what_may_answer_is_what_was_skipped_for_it_and_no_verdict_was_given_on() -> None:
+    reasons = [
+        guard.TOO_SIMILAR,
+        guard.TOO_SIMILAR,
+        guard.TOO_SIMILAR,
+        guard.COPY_OF_POSITIVE,
+        guard.COPY_OF_SKIPPED,
+        guard.COPY_OF_NEGATIVE,
+    ]
+    verdicts = [None, True, False, None, None, None]
+    skipped = [
+        {"text_id": name, "reason": reason, "answers": answers} for name, reason, answers in zip("abcdef", reasons, verdicts, strict=True)
+    ]
+    schema = {"skipped": pl.List(pl.Struct({"text_id": pl.String, "reason": pl.String, "answers": pl.Boolean}))}
+    rows = pl.DataFrame({"skipped": [skipped, []]}, schema=schema)
+    assert rows.select(assemble_chats.doubtful())["doubtful"].to_list() == [["a", "d", "e"], []]
 
 
 @pytest.mark.parametrize("per_chat", [2, 4, 7])

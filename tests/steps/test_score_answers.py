@@ -46,6 +46,7 @@ def rows_of(variant: str, answers: Answers, completion_free: str | None) -> list
             "question": f"{name}?",
             "context_ids": ["c1", "c2", "c3", "c4"],
             "positive_position": positive,
+            "also_positive_positions": [],
             "most_similar_position": most_similar,
             "is_hard": is_hard,
             "completion": "as it came",

@@ -24,9 +24,20 @@ from aloftrag.evaluation import metrics
 def test_what_a_citation_is_worth_when_text_2_is_the_positive(
     cited: list[int] | None, accuracy: float, exact: float, precision: float
 ) -> None:
-    assert metrics.citation_accuracy(cited, 2) == accuracy
-    assert metrics.citation_exact(cited, 2) == exact
-    assert metrics.citation_precision(cited, 2) == precision
+    assert metrics.citation_accuracy(cited, {2}) == accuracy
+    assert metrics.citation_exact(cited, {2}) == exact
+    assert metrics.citation_precision(cited, {2}) == precision
+
+
+@pytest.mark.parametrize(
+    ("cited", "accuracy", "exact", "precision"),
+    [([2], 1.0, 1.0, 1.0), ([4], 1.0, 1.0, 1.0), ([2, 4], 1.0, 1.0, 1.0), ([4, 1], 1.0, 0.0, 0.5), ([1], 0.0, 0.0, 0.0)],
+)
+def test_a_text_that_answers_too_is_as_right_as_the_positive(cited: list[int], accuracy: float, exact: float, precision: float) -> None:
+    right = {2, 4}
+    assert metrics.citation_accuracy(cited, right) == accuracy
+    assert metrics.citation_exact(cited, right) == exact
+    assert metrics.citation_precision(cited, right) == precision
 
 
 @pytest.mark.parametrize(
