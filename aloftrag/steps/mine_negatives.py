@@ -6,7 +6,6 @@ Texts and questions are embedded in Ray actors. The index is cut into shards, ea
 asks all of them. A guard leaves out what may answer the question as well (``retrieval.guard``).
 """
 
-import asyncio
 import functools
 import itertools
 from pathlib import Path
@@ -17,24 +16,22 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aloftrag import artifacts, languages, models, schemas
+from aloftrag import artifacts, models, schemas
 from aloftrag.artifacts import Run
-from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, annotator, pool
+from aloftrag.engine import StartEngine, annotator
 from aloftrag.errors import RunError
-from aloftrag.prompts import check_answer
 from aloftrag.retrieval import guard, ivf, near_duplicates, shards
 from aloftrag.retrieval.actors import map_in_tasks
 from aloftrag.retrieval.guard import Choice, Rules
 from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.text_store import TextStore
 from aloftrag.retrieval.vectors import embed, vectors_of
+from aloftrag.retrieval.verify import verify
 
 MAKES = "negatives"
 BESIDE: tuple[str, ...] = ("clusters", "index")
 NEEDS: tuple[str, ...] = ("texts", "annotations")
 VERSION = 2
-
-Row = dict[str, Any]
 
 _QUESTIONS_AT_ONCE = 8192  # that are asked of all shards together
 _DEEPEST = 64  # times as many texts as wanted are looked at before a question gets fewer negatives
@@ -97,7 +94,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
             schema=schemas.NEGATIVES,
             checkpoints=work / "mined-checkpoints",
         )
-    verified = _verify(run, mined, folder, work, start_engine or annotator(run)) if job.negatives.verify else {}
+    verified = verify(run, mined, folder, work, start_engine or annotator(run)) if job.negatives.verify else {}
     return {
         **_counts(folder, artifacts.count_rows(texts), job.contexts),
         **verified,
@@ -251,95 +248,6 @@ def _copies_of_block(block: pa.Table, index: Index, texts: Path, similarity: flo
     close = {text_id: others for text_id, others in zip(ids, close_texts, strict=True) if others}
     copies = near_duplicates.copies(close, TextStore(texts).texts({*close}.union(*close.values())))
     return pa.table({"text_id": block["text_id"], "copies": pa.array([copies.get(text_id, []) for text_id in ids], pa.list_(pa.string()))})
-
-
-def _verify(run: Run, mined: Path, folder: Path, work: Path, start_engine: StartEngine) -> dict[str, int]:
-    """Ask the language model whether skipped texts answer their question; those that do are ``also_positive``. Returns counts."""
-    asked = work / "to_verify"
-    if not asked.is_dir():
-        _write_skipped_texts(mined, run.artifact("texts"), asked)
-    checked = _checked(run, asked, work, start_engine) if artifacts.parquet_files(asked) else pl.DataFrame(_CHECKED.empty_table())
-    verdicts = {question_id: dict(zip(ids, answers, strict=True)) for question_id, ids, answers in checked.iter_rows()}
-    artifacts.fresh_folder(folder)
-    for path in artifacts.parquet_files(mined):
-        rows = artifacts.read_file(path, schemas.NEGATIVES.names).to_pylist()
-        for row in rows:
-            verdict = verdicts.get(row["question_id"], {})
-            row["skipped"] = [{**text, "answers": verdict.get(text["text_id"])} for text in row["skipped"]]
-            row["also_positive"] = [text["text_id"] for text in row["skipped"] if text["answers"]]
-        artifacts.write_table(pa.Table.from_pylist(rows, schema=schemas.NEGATIVES), folder / path.name)
-    return {"unusable_verdicts": checked["answers"].explode().null_count()}
-
-
-def _checked(run: Run, asked: Path, work: Path, start_engine: StartEngine) -> pl.DataFrame:
-    """``_CHECKED``: by question, whether the texts of ``asked`` answer it, according to the model."""
-    language = languages.english_name(run.job.language)
-    question = pool.Question(functools.partial(_check_row, language=language), _not_checked, "question_id", _CHECKED)
-    checked, in_flight = work / "verified", artifacts.fresh_folder(work / "verified-in-flight")
-    with pool.explained(in_flight):
-        artifacts.map_rows(
-            source=asked,
-            id_column="question_id",
-            transform=lambda rows: pool.ask_rows(rows, question, start_engine, run.job, in_flight),
-            destination=checked,
-            schema=_CHECKED,
-            checkpoints=work / "verified-checkpoints",
-        )
-    return pl.read_parquet(checked / "*.parquet")
-
-
-_CHECKED = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("text_ids", pa.list_(pa.string()), nullable=False),
-        pa.field(
-            "answers", pa.list_(pa.bool_()), nullable=False
-        ),  # null: neither yes nor no, too long to be asked about, or the engine died
-    ]
-)
-_TO_CHECK = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("skipped", pa.list_(pa.struct([pa.field("text_id", pa.string()), pa.field("text", pa.string())])), nullable=False),
-    ]
-)
-
-
-def _write_skipped_texts(mined: Path, texts: Path, folder: Path) -> None:
-    """The questions for which texts were skipped, with those texts."""
-    store, unfinished = TextStore(texts), artifacts.fresh_folder(folder.with_name(f"{folder.name}-unfinished"))
-    for path in artifacts.parquet_files(mined):
-        for number, batch in enumerate(artifacts.read_file(path, ["question_id", "question", "skipped"]).to_batches(artifacts.BLOCK_ROWS)):
-            rows = batch.to_pylist()
-            for row in rows:
-                row["skipped"] = [text for text in row["skipped"] if text["reason"] != guard.COPY_OF_NEGATIVE]
-            rows = [row for row in rows if row["skipped"]]
-            contents = store.texts(text["text_id"] for row in rows for text in row["skipped"]) if rows else {}
-            for row in rows:
-                row["skipped"] = [{"text_id": text["text_id"], "text": contents[text["text_id"]]} for text in row["skipped"]]
-            if rows:
-                artifacts.write_table(pa.Table.from_pylist(rows, schema=_TO_CHECK), unfinished / f"{path.stem}-{number:04d}.parquet")
-    unfinished.replace(folder)
-
-
-async def _check_row(engine: Engine, row: Row, language: str) -> Row:
-    """Which of a question's skipped texts answer it: a row of ``_CHECKED``."""
-
-    async def answers(text: Row) -> bool | None:
-        try:
-            completion: Completion = await engine.complete(check_answer.prompt(text["text"], row["question"], language))
-        except PromptRefused:
-            return None
-        return check_answer.read(completion.text) if completion.ended else None
-
-    verdicts = await asyncio.gather(*map(answers, row["skipped"]))
-    return {"question_id": row["question_id"], "text_ids": [text["text_id"] for text in row["skipped"]], "answers": verdicts}
-
-
-def _not_checked(row: Row, reason: str) -> Row:
-    ids = [text["text_id"] for text in row["skipped"]]
-    return {"question_id": row["question_id"], "text_ids": ids, "answers": [None] * len(ids)}
 
 
 def _counts(folder: Path, texts: int, contexts: int) -> dict[str, Any]:

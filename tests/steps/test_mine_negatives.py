@@ -19,6 +19,7 @@ from aloftrag.retrieval import shards
 from aloftrag.retrieval.guard import COPY_OF_NEGATIVE, COPY_OF_POSITIVE, TOO_SIMILAR, Rules
 from aloftrag.retrieval.index import Index, index_of
 from aloftrag.retrieval.shard import Shard
+from aloftrag.retrieval.verify import check_row
 from aloftrag.steps import mine_negatives
 from tests.steps import mined, tables
 
@@ -268,5 +269,5 @@ def test_inverted_lists_say_how_much_of_an_exact_search_they_find(guarded_run: t
 def test_a_verdict_that_is_neither_yes_nor_no_is_counted() -> None:
     replies = iter(["yes", "maybe", None, "no", "yes"])
     row = {"question_id": "q", "question": "Who?", "skipped": [{"text_id": name, "text": f"Text {name}."} for name in "abcde"]}
-    checked = asyncio.run(mine_negatives._check_row(ScriptedEngine(lambda _: next(replies)), row, "English"))
+    checked = asyncio.run(check_row(ScriptedEngine(lambda _: next(replies)), row, "English"))
     assert checked == {"question_id": "q", "text_ids": list("abcde"), "answers": [True, None, None, False, True]}
