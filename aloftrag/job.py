@@ -90,7 +90,7 @@ class Negatives(Section):
     index: Literal["auto", "exact", "ivf"] = "auto"
     near_duplicate_similarity: Similarity | None = None  # from which on texts with the same wording are one; None: only exact copies are
     relative_margin: Share | Auto | None = None  # texts closer to the question than its own text less this share are no negatives
-    verify: bool = False  # ask the language model whether what was skipped for that answers the question too
+    verify: bool = False  # ask the language model whether what these two skipped answers the question too
     require_self_retrieval: bool = False  # leave out questions that do not find their own text first
 
 
@@ -199,6 +199,12 @@ class Job(Section):
             )
         if self.models.llm.startswith(("http://", "https://")) and self.engine.options:
             raise ValueError("engine.options: models.llm is a server, which has been started with its own; expected none")
+        guards = (self.negatives.relative_margin, self.negatives.near_duplicate_similarity)
+        if self.negatives.verify and guards == (None, None):
+            raise ValueError(
+                "negatives.verify: without a guard no text is skipped that could be asked about; "
+                "expected negatives.relative_margin or near_duplicate_similarity too"
+            )
         if isinstance(self.negatives.contexts, tuple):
             raise ValueError("negatives.contexts: a range is not available yet; expected one number")
         workers = self.resources.training_workers

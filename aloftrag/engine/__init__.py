@@ -18,7 +18,7 @@ _SERVER_REQUESTS = 256  # at once, where engine.max_num_seqs does not say
 
 
 def annotator(run: Run) -> StartEngine:
-    """What starts the engine of steps 1 to 3: a client where ``models.llm`` is a server, else an engine of our own."""
+    """What starts the engine of steps 1 to 4: a client where ``models.llm`` is a server, else an engine of our own."""
     llm, engine = run.job.models.llm, run.job.engine
     if models.is_server(llm):
         return StartServerEngine(llm, run.job.training.max_tokens, engine.max_num_seqs or _SERVER_REQUESTS)

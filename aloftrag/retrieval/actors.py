@@ -25,8 +25,11 @@ def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], resources:
     )
 
 
-def map_in_tasks(rows: Any, function: Callable[[pa.Table], pa.Table]) -> Any:
-    """``rows`` block by block through tasks that ask an index: two, so that while one sorts, the other one's rows are searched."""
+def map_in_tasks(rows: Any, function: Callable[[pa.Table], pa.Table], at_once: int | None = None) -> Any:
+    """``rows`` through tasks that ask an index: two, so that while one sorts, the other one's rows are searched.
+
+    ``at_once``: how many rows a task takes; None: a block.
+    """
     from ray.data import TaskPoolStrategy
 
-    return rows.map_batches(function, batch_size=None, batch_format="pyarrow", num_cpus=1, compute=TaskPoolStrategy(size=2))
+    return rows.map_batches(function, batch_size=at_once, batch_format="pyarrow", num_cpus=1, compute=TaskPoolStrategy(size=2))

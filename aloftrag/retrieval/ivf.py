@@ -41,7 +41,8 @@ def train_quantiser(sample: np.ndarray, texts: int) -> Any:
     if texts * dimensions <= _SCALAR_UP_TO:
         index = faiss.IndexIVFScalarQuantizer(*arguments, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False)
     else:
-        index = faiss.IndexIVFPQ(*arguments, dimensions // 8, 8, faiss.METRIC_INNER_PRODUCT)
+        codes = next(count for count in range(max(1, dimensions // 8), 0, -1) if dimensions % count == 0)  # of equal parts of a vector
+        index = faiss.IndexIVFPQ(*arguments, codes, 8, faiss.METRIC_INNER_PRODUCT)
         index.by_residual = False
     index.cp.seed = 0
     index.cp.spherical = True

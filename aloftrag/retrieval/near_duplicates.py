@@ -64,12 +64,29 @@ def clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     linked = list(pairs)
     if not linked:
         return {}
-    ids, places = np.unique(np.array(linked), return_inverse=True)
+    ids, places = np.unique(np.array(linked, bytes), return_inverse=True)
     first, second = places.reshape(-1, 2).T
     graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(ids), len(ids)))
     _, component = connected_components(graph, directed=False)
     _, smallest = np.unique(component, return_index=True)  # ids are sorted: the first of a component is its smallest
-    return dict(zip(ids.tolist(), ids[smallest][component].tolist(), strict=True))
+    names = ids.astype(str)
+    return dict(zip(names.tolist(), names[smallest][component].tolist(), strict=True))
+
+
+def spanning(copies: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Fewer pairs that make the same clusters: of each cluster the first text of ``copies`` has all others, the rest have none.
+
+    A large family of copies has as many pairs as the square of its texts; what is gathered of them must not.
+    """
+    cluster_of = clusters((text_id, other) for text_id, others in copies.items() for other in others)
+    members: dict[str, list[str]] = {}
+    for text_id, cluster in cluster_of.items():
+        members.setdefault(cluster, []).append(text_id)
+    found = {}
+    for text_id in copies:
+        others = members.pop(cluster_of.get(text_id, text_id), [])
+        found[text_id] = [other for other in others if other != text_id]
+    return found
 
 
 def clusters_of(job: Job, clusters: Path, ids: Iterable[str]) -> dict[str, str]:

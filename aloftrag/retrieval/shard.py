@@ -97,14 +97,31 @@ class Shard:
         return np.where(self.ids[positions] == ids, similarities, np.nan)
 
     def count_before(self, queries: np.ndarray, similarities: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """How many texts query i finds before a text of id ``ids[i]`` and similarity ``similarities[i]``, int64 [queries]."""
+        """How many texts query i finds before a text of id ``ids[i]`` and similarity ``similarities[i]``, int64 [queries].
+
+        Counted in float32, on the GPU when there is one; what is too close for that to decide is compared in float64.
+        """
+        import torch
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wide = queries.astype(np.float32)
+        error = self._float32_error(wide)
+        most, least = (
+            torch.from_numpy(bound.astype(np.float32)[:, None]).to(device) for bound in (similarities + error, similarities - error)
+        )
+        on_device = torch.from_numpy(wide).to(device)
         count = np.zeros(len(queries), np.int64)
         smaller_ids = np.searchsorted(self.ids, ids)  # how many ids of this shard come before
-        for start, block in self._in_float64(queries):
-            count += (block > similarities[:, None]).sum(axis=1)
-            is_equal = block == similarities[:, None]
-            if is_equal.any():
-                count += (is_equal & (np.arange(start, start + block.shape[1]) < smaller_ids[:, None])).sum(axis=1)
+        step = max(1, min(_BLOCK, 2**26 // max(1, len(queries))))
+        for start in range(0, len(self), step):
+            products = on_device @ torch.tensor(np.asarray(self._vectors[start : start + step])).to(device).float().T
+            count += (products > most).sum(dim=1).cpu().numpy()
+            close_rows, close = (found.cpu().numpy() for found in torch.nonzero((products >= least) & (products <= most), as_tuple=True))
+            for part in np.array_split(np.arange(len(close)), max(1, len(close) * queries.shape[1] // 2**22)):
+                rows, positions = close_rows[part], close[part] + start
+                exact = np.einsum("ij,ij->i", self._vectors[positions].astype(np.float64), queries[rows].astype(np.float64))
+                is_before = (exact > similarities[rows]) | ((exact == similarities[rows]) & (positions < smaller_ids[rows]))
+                count += np.bincount(rows[is_before], minlength=len(queries))
         return count
 
     def _similarities(self, queries: np.ndarray, positions: np.ndarray) -> np.ndarray:

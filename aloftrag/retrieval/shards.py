@@ -57,10 +57,12 @@ def add(index: Path, kind: str) -> None:
     quantiser = index / "shards" / "quantiser.faiss"
     if kind == "ivf" and not quantiser.is_file():
         ray.get(ray.remote(_train_quantiser).options(num_cpus=1).remote(index, groups, quantiser))
-    folders = [index / "shards" / f"{number:05d}" for number in range(len(shards))]
+    folders = [_folder(index, number) for number in range(len(shards))]
     tasks = []
+    largest = max((node["memory"] for node in _nodes()), default=0)
     for part, folder in zip(shards, folders, strict=True):
-        memory = _bytes(part, dimensions) * _COPIES_WHILE_MADE
+        # A run may go on with smaller nodes than it was begun on: what no node has would be waited for without an end.
+        memory = min(_bytes(part, dimensions) * _COPIES_WHILE_MADE, largest)
         make = ray.remote(_make_shard).options(num_cpus=1, memory=memory, scheduling_strategy="SPREAD", max_retries=-1)
         if not folder.is_dir():
             tasks.append(make.remote(index, part, folder, quantiser if kind == "ivf" else None))
@@ -154,20 +156,36 @@ def nprobe_of(index: Path) -> int | None:
 
 def open_here(index: Path) -> Index:
     """An index in this process; its files are mapped into memory."""
-    return index_of([Shard.load(folder) for folder in _folders(index)], nprobe_of(index))
+    nprobe = nprobe_of(index)
+    return index_of([Shard.load(folder) for folder in _folders(index)], nprobe)
 
 
 def _folders(index: Path) -> list[Path]:
-    return sorted(path.parent for path in (index / "shards").glob("[0-9]*/ids.npy"))
+    """The folders of an index' shards; raises ``RunError`` when one is missing."""
+    plan = artifacts.read_json(index / "shards" / "plan.json")
+    folders = [_folder(index, number) for number in range(len(plan))]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise RunError(f"{missing[0]}: this shard of the index is missing; run the job with --redo mine_negatives")
+    return folders
+
+
+def _folder(index: Path, number: int) -> Path:
+    return index / "shards" / f"{number:05d}"
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of the nodes that tasks can run on."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def _shards_for(groups: Sequence[RowGroup], dimensions: int) -> int:
     """As many as there are nodes, and more where their memory asks for it."""
-    import ray
-
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    smallest = min(node["memory"] for node in resources) * _OF_A_NODES_MEMORY
-    return max(len(resources), math.ceil(_bytes(groups, dimensions) / smallest))
+    nodes = _nodes()
+    smallest = min(node["memory"] for node in nodes) * _OF_A_NODES_MEMORY
+    return max(len(nodes), math.ceil(_bytes(groups, dimensions) / smallest))
 
 
 def _bytes(groups: Sequence[RowGroup], dimensions: int) -> int:

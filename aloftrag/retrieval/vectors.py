@@ -1,5 +1,6 @@
 """Embedding tables of texts or questions: the Ray part around ``Embedder``, resumable at the row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from aloftrag.retrieval.embedder import Embedder
 
 Kind = Literal["query", "text"]
 _COLUMN = {"query": "question", "text": "text"}
+_ID = {"query": "question_id", "text": "text_id"}
 
 
 class _Embedding:
@@ -24,6 +26,7 @@ class _Embedding:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         vectors = self._embedder.embed(block[_COLUMN[self._kind]].to_pylist(), self._kind)
+        hold_usable(vectors, block[_ID[self._kind]].to_pylist())
         kept = block.drop_columns("text") if self._kind == "text" else block
         return kept.append_column(schemas.vectors(vectors.shape[1]), vector_column(vectors))
 
@@ -32,12 +35,19 @@ def embed(job: Job, rows: Path, kind: Kind, destination: Path, checkpoints: Path
     """Write the vector of each text or question of a table: its ``columns`` but the text, and ``vector``."""
     artifacts.map_rows(
         source=rows,
-        id_column="text_id" if kind == "text" else "question_id",
+        id_column=_ID[kind],
         columns=columns,
         transform=lambda blocks: map_in_actors(blocks, _Embedding, (job.models.embedder, job.models.embedder_prompts, kind), job.resources),
         destination=destination,
         checkpoints=checkpoints,
     )
+
+
+def hold_usable(vectors: np.ndarray, ids: Sequence[str]) -> None:
+    """Raise ``ValueError`` when a vector is not of length 1, naming the first such row by its id: what it says is nobody's business."""
+    wrong = ~np.isclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-2)  # nan is none either
+    if wrong.any():
+        raise ValueError(f"models.embedder gives no usable vector for {ids[int(np.argmax(wrong))]}: it is zero, or not of numbers")
 
 
 def vector_column(vectors: np.ndarray) -> pa.Array:

@@ -41,10 +41,11 @@ def verify(run: Run, mined: Path, folder: Path, work: Path, start_engine: StartE
     if not asked.is_dir():
         _write_skipped_texts(mined, run.artifact("texts"), asked)
     checked = _checked(run, asked, work, start_engine) if artifacts.parquet_files(asked) else pl.DataFrame(_CHECKED.empty_table())
-    verdicts = {question_id: dict(zip(ids, answers, strict=True)) for question_id, ids, answers in checked.iter_rows()}
     artifacts.fresh_folder(folder)
     for path in artifacts.parquet_files(mined):
         rows = artifacts.read_file(path, schemas.NEGATIVES.names).to_pylist()
+        of_file = checked.filter(pl.col("question_id").is_in([row["question_id"] for row in rows]))
+        verdicts = {question_id: dict(zip(ids, answers, strict=True)) for question_id, ids, answers in of_file.iter_rows()}
         for row in rows:
             verdict = verdicts.get(row["question_id"], {})
             row["skipped"] = [{**text, "answers": verdict.get(text["text_id"])} for text in row["skipped"]]

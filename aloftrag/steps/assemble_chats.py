@@ -54,7 +54,11 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``chats`` artifact and beside it ``selection``; returns the counts by split and by drop reason."""
     del work  # quick: made anew after a kill
     annotations = pl.read_parquet(run.artifact("annotations") / "*.parquet")
-    negatives = pl.read_parquet(run.artifact("negatives") / "*.parquet")
+    negatives = (
+        pl.scan_parquet(run.artifact("negatives") / "*.parquet")
+        .select("question_id", "positive_rank", "negative_ids", "also_positive", doubtful())
+        .collect()
+    )
     clusters = pl.read_parquet(run.artifact("clusters") / "*.parquet")
     selection = select(annotations, negatives, clusters, run.job)
     artifacts.write_table(
@@ -64,7 +68,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         selection.filter(pl.col("split").is_in(["train", "validation"]))
         .join(annotations.select("question_id", "question", "answer"), on="question_id")
         .join(
-            negatives.select("question_id", "negative_ids", "also_positive", doubtful()),
+            negatives.select("question_id", "negative_ids", *(with_copies(name, clusters) for name in ("also_positive", "doubtful"))),
             on="question_id",
         )
     )
@@ -125,6 +129,20 @@ def doubtful() -> pl.Expr:
     skipped = pl.element().struct
     may_answer = (skipped.field("reason") != guard.COPY_OF_NEGATIVE) & skipped.field("answers").is_null()
     return pl.col("skipped").list.eval(pl.element().filter(may_answer).struct.field("text_id")).alias("doubtful")
+
+
+def with_copies(column: str, clusters: pl.DataFrame) -> pl.Expr:
+    """A list of texts with their near-duplicates: step 4 stops at the last negative, and a copy may lie further down."""
+    copied = clusters.filter(pl.len().over("cluster_id") > 1)
+    if copied.is_empty():
+        return pl.col(column)
+    cluster_of = dict(copied.select("text_id", "cluster_id").iter_rows())
+    members = dict(copied.group_by("cluster_id").agg("text_id").iter_rows())
+
+    def of_texts(texts: pl.Series) -> list[str]:
+        return sorted({other for text_id in texts for other in members.get(cluster_of.get(text_id, ""), [text_id])})
+
+    return pl.col(column).map_elements(of_texts, return_dtype=pl.List(pl.String))
 
 
 def split_of(cluster_id: str, job: Job) -> str:
@@ -189,7 +207,7 @@ def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
         for text_id, turns in by_text.items():
             while turns:
                 context_ids = [text_id, *negative_ids[turns[0].question_id]]
-                own = [turn for turn in turns if turn.fits(context_ids)][:own_share]
+                own = [turns[0], *(turn for turn in turns[1:] if turn.fits(context_ids))][:own_share]  # the first's own negatives fit it
                 turns = [turn for turn in turns if turn not in own]
                 if all(times_asked[turn.question_id] >= _OFTEN_ENOUGH for turn in own):
                     continue

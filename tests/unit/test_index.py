@@ -195,6 +195,21 @@ def test_lists_with_fewer_texts_than_asked_for_leave_places_empty() -> None:
     assert all(len(set(row)) == len(row) for row in ([text for text in ids_of if text] for ids_of in ids.tolist()))
 
 
+def test_products_of_codes_find_nearly_what_an_exact_search_finds(
+    clouds: tuple[list[str], np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, vectors, queries = clouds
+    monkeypatch.setattr(ivf, "_SCALAR_UP_TO", 0)
+    for dimensions in (32, 28):  # 28 has no eight equal parts
+        cut, asked = normalised(vectors[:, :dimensions]), normalised(queries[:, :dimensions])
+        shards = with_lists(ids, cut, 2)
+        wanted, similarities = index_of(shards).search(asked, 9)
+        found, found_similarities = index_of(shards, nprobe=ivf.lists_for(2000)).search(asked, 9)
+        assert 0.8 < ivf.recall(found, wanted) <= 1.0
+        same = found == wanted
+        assert (found_similarities[same] == similarities[same]).all()  # of the stored vectors
+
+
 def test_a_saved_shard_is_the_same_shard(clouds: tuple[list[str], np.ndarray, np.ndarray], tmp_path: Path) -> None:
     ids, vectors, queries = clouds
     (shard,) = with_lists(ids, vectors, 1)

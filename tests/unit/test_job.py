@@ -133,6 +133,7 @@ def test_an_unknown_key_is_an_error_that_names_file_and_key(write: Any, added: s
         ("name: ''", "name", "pattern"),
         ("resources: {training_workers: 2}", "resources.training_workers", "does not divide training.examples_per_step (1)"),
         ("resources: {training_workers: [1, 2]}", "resources.training_workers", "not available yet"),
+        ("negatives: {verify: true}", "negatives.verify", "relative_margin or near_duplicate_similarity"),
         ("negatives: {contexts: [3, 5]}", "negatives.contexts", "not available yet"),
         ("evaluation: {gold: [], held_out: 0.0}", "evaluation.held_out", "nothing to evaluate with"),
         ("{models: {llm: 'http://h:1/v1'}, engine: {options: {block_size: 32}}}", "engine.options", "models.llm is a server"),

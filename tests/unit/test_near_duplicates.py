@@ -68,6 +68,14 @@ def test_whatever_is_connected_is_one_cluster_named_by_its_smallest_id() -> None
     assert near_duplicates.clusters([]) == {}
 
 
+def test_fewer_pairs_span_the_same_clusters() -> None:
+    copies = {"d": ["c", "z"], "x": ["y"], "c": ["d", "e"], "f": [], "e": ["c", "d", "z"]}
+    pairs = near_duplicates.spanning(copies)
+    assert {text_id: sorted(others) for text_id, others in pairs.items()} == {"d": ["c", "e", "z"], "x": ["y"], "c": [], "f": [], "e": []}
+    spanned = near_duplicates.clusters((text_id, other) for text_id, others in pairs.items() for other in others)
+    assert spanned == near_duplicates.clusters((text_id, other) for text_id, others in copies.items() for other in others)
+
+
 def test_of_each_cluster_the_nearest_stays_but_for_the_questions_own_text() -> None:
     cluster_of = {"a": "a", "b": "a", "c": "c", "d": "c", "e": "c"}
     assert near_duplicates.distinct(list("abcde"), cluster_of) == ["a", "c"]
