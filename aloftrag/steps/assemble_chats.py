@@ -198,7 +198,7 @@ def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
                 row["question"],
                 row["answer"],
                 frozenset(row["also_positive"]),
-                frozenset(row["doubtful"]),
+                frozenset(row["doubtful"]) - {row["text_id"]},  # as a copy of its copy
             )
             by_text.setdefault(row["text_id"], []).append(turn)
             negative_ids[row["question_id"]] = row["negative_ids"]

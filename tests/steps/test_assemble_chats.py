@@ -303,6 +303,12 @@ def test_what_may_answer_is_what_was_skipped_for_it_and_no_verdict_was_given_on(
     assert rows.select(assemble_chats.doubtful())["doubtful"].to_list() == [["a", "d", "e"], []]
 
 
+def test_a_question_is_asked_beside_its_own_text_though_a_copy_of_that_may_answer(new_run: Any) -> None:
+    rows = two_texts()
+    rows[1] |= {"doubtful": ["a", "copy of a"]}
+    assert "a-1" in {turn.question_id for turn in planned(new_run, rows, 4)["a-0"].turns}
+
+
 def test_a_copy_of_what_may_answer_may_answer_too() -> None:
     rows = pl.DataFrame({"doubtful": [["skipped", "x"], [], ["alone"]]})
     alone = {"text_id": ["alone", "x", "skipped", "copy"], "cluster_id": ["alone", "x", "skipped", "copy"]}
