@@ -11,6 +11,7 @@ How many shards there are depends on the cluster; what a search finds does not.
 
 import contextlib
 import importlib
+import itertools
 import math
 import os
 import shutil
@@ -59,7 +60,7 @@ def add(index: Path, kind: str) -> None:
         ray.get(ray.remote(_train_quantiser).options(num_cpus=1).remote(index, groups, quantiser))
     folders = [_folder(index, number) for number in range(len(shards))]
     tasks = []
-    largest = max((node["memory"] for node in _nodes()), default=0)
+    largest = max(node["Resources"]["memory"] for node in _nodes())
     for part, folder in zip(shards, folders, strict=True):
         # A run may go on with smaller nodes than it was begun on: what no node has would be waited for without an end.
         memory = min(_bytes(part, dimensions) * _COPIES_WHILE_MADE, largest)
@@ -118,19 +119,25 @@ class ShardActors:
 def alive(*indexes: Path) -> Iterator[ShardActors]:
     """The shards of some indexes in actors, while this lasts; an actor whose node dies is started again on another."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folders = [folder for index in indexes for folder in _folders(index)]
+    gpus = _OF_A_GPU if pool.gpus() else 0
+    # Placed one by one. Ray heeds that for actors that ask for something, so each asks for a byte: CPUs may all be taken by tasks
+    # that wait for a shard which is started again.
+    nodes = itertools.cycle([node["NodeID"] for node in _nodes() if not gpus or node["Resources"].get("GPU")])
     actors = [
         ray.remote(_ShardActor)
         .options(
             num_cpus=0,
-            num_gpus=_OF_A_GPU if pool.gpus() else 0,
-            scheduling_strategy="SPREAD",
+            num_gpus=gpus,
+            memory=1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             max_restarts=-1,
             max_task_retries=-1,
         )
         .remote(folder)
-        for folder in folders
+        for folder, node in zip(folders, nodes, strict=False)
     ]
     try:
         yield ShardActors(actors)
@@ -174,17 +181,17 @@ def _folder(index: Path, number: int) -> Path:
     return index / "shards" / f"{number:05d}"
 
 
-def _nodes() -> list[dict[str, float]]:
-    """The resources of the nodes that tasks can run on."""
+def _nodes() -> list[dict[str, Any]]:
+    """The nodes that tasks can run on, which a head without CPUs is not; always in the same order."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return sorted((node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")), key=lambda node: node["NodeID"])
 
 
 def _shards_for(groups: Sequence[RowGroup], dimensions: int) -> int:
     """As many as there are nodes, and more where their memory asks for it."""
     nodes = _nodes()
-    smallest = min(node["memory"] for node in nodes) * _OF_A_NODES_MEMORY
+    smallest = min(node["Resources"]["memory"] for node in nodes) * _OF_A_NODES_MEMORY
     return max(len(nodes), math.ceil(_bytes(groups, dimensions) / smallest))
 
 
