@@ -48,16 +48,17 @@ def ask(run: Run, question: str) -> tuple[list[str], str]:
     texts = TextStore(run.artifact("texts")).texts(context_ids)
     longest = local_models.longest_prompt(models.llm, run.job.training.max_tokens)
     tokenizer = AutoTokenizer.from_pretrained(local_models.local_folder(models.llm, "llm"))
+    language = languages.english_name(run.job.language)
     while True:  # as many contexts as the model takes, the most similar first
-        messages = rag.first_turns([texts[text_id] for text_id in context_ids], question, languages.english_name(run.job.language))
-        prompt = ChatPrompt(messages, rag.reply_tokens(longest), form=rag.form(len(context_ids)))
+        messages = rag.first_turns([texts[text_id] for text_id in context_ids], question, language, may_be_absent=run.job.may_be_absent)
+        prompt = ChatPrompt(messages, rag.reply_tokens(longest), form=rag.form(len(context_ids), may_be_absent=run.job.may_be_absent))
         if len(prompt.token_ids(tokenizer)) + prompt.max_tokens <= longest:
             break
         if len(context_ids) == 1:
             raise RunError("the question and its most similar text are longer than the model takes")
         context_ids.pop()
     completion = asyncio.run(_complete(run, prompt))
-    reply = rag.read(completion, len(context_ids))
+    reply = rag.read(completion, len(context_ids), may_be_absent=run.job.may_be_absent)
     if reply is None:
         raise RunError(f"the model's reply cites nothing that can be read: {completion!r}")
     return [context_ids[position - 1] for position in reply.cited_positions], reply.answer

@@ -4,6 +4,7 @@ from aloftrag import models
 from aloftrag.corpus import check_columns
 from aloftrag.evaluation.questions import GOLD_COLUMNS, gold_files, read_gold
 from aloftrag.job import Job
+from aloftrag.prompts import no_answer
 from aloftrag.prompts.worked_examples import worked_examples
 from aloftrag.steps.load_texts import corpus_files
 
@@ -19,5 +20,7 @@ def check(job: Job) -> None:
         check_columns(file, GOLD_COLUMNS, "evaluation.gold")
         read_gold(file)
     worked_examples(job.language, job.annotation.worked_examples)
+    if job.may_be_absent:
+        no_answer.statement(job.language)
     models.local_folder(job.models.llm, "llm")
     models.local_folder(job.models.embedder, "embedder")

@@ -86,7 +86,7 @@ class Engine(Section):
 class Negatives(Section):
     """Step 4 (paper 3.4)."""
 
-    contexts: Annotated[int, Field(ge=2)] | tuple[int, int] = 10  # n: the positive and n - 1 negatives in a prompt
+    contexts: Annotated[int, Field(ge=2)] | tuple[int, int] = 10  # n: the positive and n - 1 negatives; a range: drawn per chat
     index: Literal["auto", "exact", "ivf"] = "auto"
     near_duplicate_similarity: Similarity | None = None  # from which on texts with the same wording are one; None: only exact copies are
     relative_margin: Share | Auto | None = None  # texts closer to the question than its own text less this share are no negatives
@@ -94,11 +94,22 @@ class Negatives(Section):
     require_self_retrieval: bool = False  # leave out questions that do not find their own text first
 
 
+# What ``training.preset`` stands for: keys of ``training`` that are not the paper's. Keys given in the job file win.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small-model": {
+        "questions_per_chat": 16,
+        "citation_weight": 3.0,
+        "learning_rate": 1.0e-3,
+    },
+}
+
+
 class Training(Section):
     """Step 5 (paper 3.5 and appendix C)."""
 
     preset: Literal["paper", "small-model"] = "paper"
-    lora_r: Count = 64
+    lora_r: Annotated[int, Field(ge=1, le=512)] = 64  # vLLM serves no higher rank
     lora_alpha: Count = 32
     lora_dropout: Share = 0.05
     learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
@@ -107,12 +118,18 @@ class Training(Section):
     max_tokens: Annotated[int, Field(ge=64)] = 20000  # longest chat
     questions_per_chat: Count = 1  # questions about one set of contexts, one turn each
     citation_weight: Annotated[float, Field(gt=0)] | None = None  # None: one mean over all target tokens
-    unanswerable: Share = 0.0
-    validation: Share = 0.1  # of the texts, for the loss curve alone
-    keep: Literal["last", "best"] = "last"
-    batching: Literal["auto", "by-length", "packed"] = "auto"
-    strategy: Literal["ddp", "deepspeed-zero2", "deepspeed-zero3"] = "ddp"
+    unanswerable: Share = 0.0  # of the chats, which lack the text that answers: the wanted reply cites none and says so
+    validation: Share = 0.1  # of the texts, for the validation loss alone
+    keep: Literal["last", "best"] = "last"  # which adapter: that of the last step, or of the lowest validation loss
+    batching: Literal["auto", "by-length", "packed"] = "auto"  # of the rows of a step
+    strategy: Literal["ddp", "deepspeed-zero2", "deepspeed-zero3"] = "ddp"  # workers share nothing, the optimiser, the weights too
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        preset = data.get("preset") if isinstance(data, dict) else None
+        return {**PRESETS[preset], **data} if isinstance(preset, str) and preset in PRESETS else data
 
 
 class Evaluation(Section):
@@ -137,17 +154,12 @@ class Resources(Section):
     engine_replicas: Count | Auto = "auto"
     tensor_parallel: Count = 1  # GPUs of one engine
     embedder_replicas: Count | Auto = "auto"
-    training_workers: Count | tuple[int, int] | Auto = "auto"
+    training_workers: Count | tuple[int, int] | Auto = "auto"  # a range: as many as the cluster has at the time
     max_gpus: Count | None = None
 
 
 # In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
 NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
-    "training.preset": ("paper",),
-    "training.unanswerable": (0.0,),
-    "training.keep": ("last",),
-    "training.batching": ("auto", "by-length"),
-    "training.strategy": ("ddp",),
     "evaluation.judge": (None,),
     "evaluation.retrieval": ("forced",),
     "resources.max_gpus": (None,),
@@ -205,16 +217,38 @@ class Job(Section):
                 "negatives.verify: without a guard no text is skipped that could be asked about; "
                 "expected negatives.relative_margin or near_duplicate_similarity too"
             )
-        if isinstance(self.negatives.contexts, tuple):
-            raise ValueError("negatives.contexts: a range is not available yet; expected one number")
-        workers = self.resources.training_workers
-        if isinstance(workers, tuple):
-            raise ValueError("resources.training_workers: a range is not available yet; expected a number or 'auto'")
-        if isinstance(workers, int) and self.training.examples_per_step % workers:
-            raise ValueError(
-                f"resources.training_workers: {workers} does not divide training.examples_per_step ({self.training.examples_per_step})"
-            )
+        fewest, most = self.context_range
+        if not 2 <= fewest <= most:
+            raise ValueError(f"negatives.contexts: expected a number from 2 on or [fewest, most], but got {[fewest, most]}")
+        self._check_training()
         return self
+
+    def _check_training(self) -> None:
+        training, workers = self.training, self.resources.training_workers
+        if training.unanswerable and self.negatives.relative_margin is None:
+            raise ValueError(
+                "training.unanswerable: only the guard can tell that no other text answers a question; "
+                "expected negatives.relative_margin too"
+            )
+        if training.keep == "best" and not training.validation:
+            raise ValueError("training.keep: the best adapter is told by the validation loss; expected a share for training.validation too")
+        if isinstance(workers, tuple) and not 1 <= workers[0] <= workers[1]:
+            raise ValueError(f"resources.training_workers: expected a number or [fewest, most], but got {list(workers)}")
+        counts = workers if isinstance(workers, tuple) else (workers, workers)
+        for count in counts:
+            if isinstance(count, int) and training.examples_per_step % count:
+                raise ValueError(
+                    f"resources.training_workers: {count} does not divide training.examples_per_step ({training.examples_per_step})"
+                )
+        if training.strategy != "ddp" and 1 in (workers, training.examples_per_step):
+            raise ValueError(
+                f"training.strategy: {training.strategy} parts the model's state among workers, and there would be one; "
+                "expected more for resources.training_workers and training.examples_per_step"
+            )
+        if isinstance(workers, tuple) and training.strategy != "ddp":
+            raise ValueError(
+                f"resources.training_workers: {training.strategy} goes on with as many workers as began it; expected one number"
+            )
 
     def get(self, key: str) -> Any:
         """The value of a dotted key such as ``annotation.text_threshold``, as plain data."""
@@ -225,9 +259,19 @@ class Job(Section):
 
     @property
     def contexts(self) -> int:
-        """n: how many texts stand in a RAG prompt (paper 3.4)."""
-        assert isinstance(self.negatives.contexts, int)
-        return self.negatives.contexts
+        """n: how many texts stand in a RAG prompt (paper 3.4), at most."""
+        return self.context_range[1]
+
+    @property
+    def context_range(self) -> tuple[int, int]:
+        """The fewest and the most texts in a chat."""
+        contexts = self.negatives.contexts
+        return contexts if isinstance(contexts, tuple) else (contexts, contexts)
+
+    @property
+    def may_be_absent(self) -> bool:
+        """Whether the model is taught, and so told, that a question may have its answer in no text."""
+        return self.training.unanswerable > 0
 
     def for_language(self, code: str) -> "Job":
         """This job for one of its languages, with ``{language}`` filled in."""
@@ -245,8 +289,6 @@ class Job(Section):
         data = self.model_dump()
         if self.annotation.worked_examples:
             data["annotation"]["layout"] = "instructions-first"
-        if self.training.batching == "auto":
-            data["training"]["batching"] = "by-length"
         return Job.model_validate(data)
 
     @property

@@ -28,6 +28,7 @@ from aloftrag.steps import (
     score_answers,
     tune_adapter,
 )
+from aloftrag.training import model_card
 from aloftrag.training.loop import METRICS
 
 STEPS = {
@@ -72,6 +73,7 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
             raise RunError(f"--only {only}: {name} is not finished; run it first with --only {name}, or the whole job without --only")
         if name == only:
             return
+    model_card.tell_scores(run)
     report.write(run)
     shutil.rmtree(run.folder / ".work", ignore_errors=True)
 
@@ -153,9 +155,12 @@ def status(folder: Path) -> list[tuple[str, str]]:
 
 
 def written_rows(folder: Path, name: str) -> str:
-    """How far an unfinished step has come: rows committed, or optimiser steps that a checkpoint holds or is about to."""
+    """How far an unfinished step has come: rows committed, or optimiser steps done."""
     for metrics in (folder / ".work").glob(f"{name}-*/{METRICS}"):
-        last = artifacts.read_jsonl(metrics)[-1]
+        lines = artifacts.read_jsonl(metrics)
+        if not lines:
+            return ""
+        last = lines[-1]
         return f"step {last['step']} of {last['steps']}" if "steps" in last else f"step {last['step']}"
     committed = [
         path

@@ -46,7 +46,8 @@ def plan(job: Job) -> list[StepPlan]:
     calls = 1 + job.annotation.questions_per_text * (3 if job.annotation.rate_qa else 1)
     read = round(rows * calls * (tokens_each + _INSTRUCTION_TOKENS))
     written = round(rows * _RATING_TOKENS + questions * _QUESTION_TOKENS)
-    chat_tokens = round(chats * job.training.epochs * (job.contexts * tokens_each + job.training.questions_per_chat * _QUESTION_TOKENS))
+    contexts = sum(job.context_range) / 2
+    chat_tokens = round(chats * job.training.epochs * (contexts * tokens_each + job.training.questions_per_chat * _QUESTION_TOKENS))
     asked = job.evaluation.max_questions or round(questions * job.evaluation.held_out)
     answered = round(2 * asked * job.contexts * tokens_each)
     text_mb = rows * tokens_each * 4 / 1e6

@@ -111,7 +111,9 @@ CHATS = pa.schema(
         pa.field("text_ids", pa.list_(pa.string()), nullable=False),
         pa.field("context_ids", pa.list_(pa.string()), nullable=False),
         pa.field("messages", MESSAGES, nullable=False),
-        pa.field("positive_positions", pa.list_(pa.int64()), nullable=False),
+        pa.field("positive_positions", pa.list_(pa.int64()), nullable=False),  # null where the text is withheld
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("targets", pa.list_(pa.int8()), nullable=False),  # per token: what it teaches (training.rows)
     ]
 )
 

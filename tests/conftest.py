@@ -21,6 +21,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2: Path) -> Any:
+    """The tokenizer of the real model that the demo uses."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     """A random two-layer model with SmolLM2's tokeniser and chat template: fast, it knows nothing, and it says little.
 

@@ -151,8 +151,12 @@ def _prepare_cpu() -> None:
 
 
 def _lora_rank(adapter: Path) -> int:
-    """The smallest rank that vLLM knows which holds the adapter's."""
+    """What holds the rank of an adapter."""
     import json
 
-    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
-    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
+    return holding_rank(json.loads((adapter / "adapter_config.json").read_text())["r"])
+
+
+def holding_rank(lora_r: int) -> int:
+    """The smallest ``--max-lora-rank`` that vLLM takes and that holds an adapter of rank ``lora_r``."""
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= lora_r)

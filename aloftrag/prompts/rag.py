@@ -16,25 +16,31 @@ from aloftrag.prompts.headings import escaped, holds_one
 
 SYSTEM = """You answer questions from numbered texts. First write the heading ### Reference and under it the numbers of the texts that \
 hold the answer, separated by commas. Then write the heading ### Answer and under it the answer in {language}, as short as it can be."""
+_MAY_BE_ABSENT = " If no text holds the answer, write none in place of the numbers, and in place of the answer that the texts do not say."
+NONE = "none"
 REFERENCE = "### Reference\n"
 ANSWER = "\n\n### Answer\n"
-_REPLY = re.compile(r"\s*### Reference\s*\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?\s*### Answer\s*(\S.*)", re.DOTALL)
-_BEGINNING = re.compile(r"\s*### Reference\s*(\[?\s*(\d[\d,\s]*)?\]?\s*)(#.*)?", re.DOTALL)
+_REPLY = re.compile(r"\s*### Reference\s*\[?\s*(none|\d+(?:\s*,\s*\d+)*)\s*\]?\s*### Answer\s*(\S.*)", re.DOTALL)
+_BEGINNING = re.compile(r"\s*### Reference\s*(\[?\s*(\d[\d,\s]*|none\s*|n|no|non)?\]?\s*)(#.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Reply:
     """What a reply cites and answers."""
 
-    cited_positions: list[int]
+    cited_positions: list[int]  # none: no text holds the answer
     answer: str
 
 
-def first_turns(texts: Sequence[str], question: str, language: str) -> list[Message]:
-    """The conversation up to the first question; text number i stands at position i, from 1."""
+def first_turns(texts: Sequence[str], question: str, language: str, *, may_be_absent: bool = False) -> list[Message]:
+    """The conversation up to the first question; text number i stands at position i, from 1.
+
+    ``may_be_absent``: the reply may say that no text holds the answer, which is then a thing to be learned.
+    """
     numbered = "\n\n".join(f"### Text {position}\n{escaped(text.strip())}" for position, text in enumerate(texts, 1))
     asked = message("user", f"{numbered}\n\n{next_turn(question)['content']}")
-    return [message("system", SYSTEM.format(language=language)), asked]
+    system = SYSTEM.format(language=language) + (_MAY_BE_ABSENT if may_be_absent else "")
+    return [message("system", system), asked]
 
 
 def next_turn(question: str) -> Message:
@@ -43,8 +49,8 @@ def next_turn(question: str) -> Message:
 
 
 def reply_turn(cited_positions: Sequence[int], answer: str) -> Message:
-    """The assistant's turn that is wanted."""
-    cited = ", ".join(str(position) for position in sorted(cited_positions))
+    """The assistant's turn that is wanted; it cites ``none`` where no position is given."""
+    cited = ", ".join(str(position) for position in sorted(cited_positions)) or NONE
     return message("assistant", f"{REFERENCE}{cited}{ANSWER}{escaped(answer.strip())}")
 
 
@@ -56,8 +62,8 @@ def reply_parts(content: str) -> tuple[str, str, str]:
     return REFERENCE, cited, heading + answer
 
 
-def read(reply: str, contexts: int) -> Reply | None:
-    """What a reply cites and answers; None unless it keeps the form, with different positions from 1 to ``contexts``.
+def read(reply: str, contexts: int, *, may_be_absent: bool = False) -> Reply | None:
+    """What a reply cites and answers; None unless it keeps the form, with different positions from 1 to ``contexts``, or none if it may.
 
     >>> read("### Reference\\n2\\n\\n### Answer\\nsix", contexts=4)
     Reply(cited_positions=[2], answer='six')
@@ -65,6 +71,8 @@ def read(reply: str, contexts: int) -> Reply | None:
     found = _REPLY.fullmatch(reply)
     if not found or holds_one(found[2]):
         return None
+    if found[1] == NONE:
+        return Reply([], found[2].strip()) if may_be_absent else None
     cited = [int(number) for number in found[1].split(",")]
     if len(set(cited)) < len(cited) or not all(1 <= position <= contexts for position in cited):
         return None
@@ -85,8 +93,9 @@ def reply_tokens(max_tokens: int) -> int:
     return max_tokens // 10
 
 
-def form(contexts: int) -> str:
+def form(contexts: int, *, may_be_absent: bool = False) -> str:
     """The regular expression of the asked form: 1 to ``contexts`` different positions, ascending, then a line of answer."""
     beginnings = range(1, contexts + 1)
     lists = "|".join(str(first) + "".join(f"(, {later})?" for later in range(first + 1, contexts + 1)) for first in beginnings)
+    lists += f"|{NONE}" if may_be_absent else ""
     return rf"### Reference\n({lists})\n\n### Answer\n[^\n]{{1,240}}"

@@ -74,11 +74,13 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     counts = _prepare_questions(run, questions, work)
     constrained = run.job.evaluation.constrained
     base = _ask(run, questions, work, "base", starter(run), free=True, constrained=constrained is not False)
-    free_form = _form_kept(base, questions)
+    free_form = _form_kept(base, questions, run.job)
     is_constrained = free_form < FORMAT_KEPT if constrained == "auto" else constrained
     adapter = _ask(run, questions, work, "adapter", _adapter_starter(run, work), free=not is_constrained, constrained=is_constrained)
     for variant, replies in (("base", base), ("adapter", adapter)):
-        table = answers_table(artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained)
+        table = answers_table(
+            artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained, may_be_absent=run.job.may_be_absent
+        )
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
     scored = "constrained" if is_constrained else "free"
     unanswered = base[scored].null_count + adapter[scored].null_count
@@ -104,14 +106,14 @@ def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], 
     return [*others, positive], positive not in ids
 
 
-def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrained: bool) -> pa.Table:
+def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrained: bool, *, may_be_absent: bool = False) -> pa.Table:
     """``schemas.ANSWERS``: what each reply cites and answers; one that does not keep the form has neither."""
     by_question = {row["question_id"]: row for row in replies.to_pylist()}
     rows = []
     for question in questions.to_pylist():
         reply = by_question[question["question_id"]]
         completion = reply["constrained"] if constrained else reply["free"]
-        read = rag.read(completion or "", len(question["context_ids"]))
+        read = rag.read(completion or "", len(question["context_ids"]), may_be_absent=may_be_absent)
         rows.append(
             {
                 **{name: question[name] for name in schemas.ANSWERS.names if name in question},
@@ -125,14 +127,14 @@ def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrai
     return pa.Table.from_pylist(rows, schema=schemas.ANSWERS)
 
 
-async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max_tokens: int) -> Row:
+async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max_tokens: int, may_be_absent: bool = False) -> Row:
     """Replies to one question, free and in the asked form; a row of ``_REPLIES``."""
     reply: Row = {"question_id": row["question_id"]}
     try:
         if free:
             reply["free"] = await _free_reply(engine, row, max_tokens, only_form=constrained)
         if constrained:
-            form = rag.form(len(row["context_ids"]))
+            form = rag.form(len(row["context_ids"]), may_be_absent=may_be_absent)
             reply["constrained"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form)))
     except PromptRefused:  # such as where the positive alone is too long: unanswered, and so counted as wrong
         pass
@@ -180,7 +182,14 @@ class _Contexts:
         lengths = {text: self._length(content) for text, content in texts.items()}
         prepared = []
         for row, found, own in zip(rows, nearest, own_similarities.tolist(), strict=True):
-            overhead = self._length("".join(turn["content"] for turn in rag.first_turns([], row["question"], language))) + 64
+            overhead = (
+                self._length(
+                    "".join(
+                        turn["content"] for turn in rag.first_turns([], row["question"], language, may_be_absent=self._job.may_be_absent)
+                    )
+                )
+                + 64
+            )
             limit = self._longest - rag.reply_tokens(self._longest) - overhead
             contexts, is_hard = choose_contexts(list(found), row["text_id"], lengths, limit)
             most_similar = contexts[0]
@@ -196,7 +205,9 @@ class _Contexts:
                     "also_positive_positions": [place for place, context in enumerate(contexts, 1) if context in also_positive],
                     "most_similar_position": contexts.index(most_similar) + 1,
                     "is_hard": is_hard,
-                    "messages": rag.first_turns([texts[context] for context in contexts], row["question"], language),
+                    "messages": rag.first_turns(
+                        [texts[context] for context in contexts], row["question"], language, may_be_absent=self._job.may_be_absent
+                    ),
                 }
             )
         return pa.Table.from_pylist(prepared, schema=schemas.QUESTIONS)
@@ -273,7 +284,9 @@ def _add_texts(run: Run, found: Questions, rows: pl.DataFrame, folder: Path) -> 
 def _ask(run: Run, questions: Path, work: Path, variant: str, start_engine: StartEngine, *, free: bool, constrained: bool) -> pa.Table:
     """One pass over the questions with one variant, resumable at the row: a table of ``_REPLIES``."""
     longest = models.longest_prompt(run.job.models.llm, run.job.training.max_tokens)
-    ask = functools.partial(answer, free=free, constrained=constrained, max_tokens=rag.reply_tokens(longest))
+    ask = functools.partial(
+        answer, free=free, constrained=constrained, max_tokens=rag.reply_tokens(longest), may_be_absent=run.job.may_be_absent
+    )
     question = pool.Question(ask, _set_aside, "question_id", _REPLIES)
     replies, in_flight = work / f"replies-{variant}", artifacts.fresh_folder(work / f"replies-{variant}-in-flight")
     with pool.explained(in_flight):
@@ -303,11 +316,14 @@ def _adapter_starter(run: Run, work: Path) -> StartEngine:
     return starter(run, model=str(merged))
 
 
-def _form_kept(replies: pa.Table, questions: Path) -> float:
+def _form_kept(replies: pa.Table, questions: Path, job: Job) -> float:
     """The share of free replies that keep the asked form."""
     contexts = {
         row["question_id"]: len(row["context_ids"])
         for row in artifacts.read_table(questions, schemas.QUESTIONS, ["question_id", "context_ids"]).to_pylist()
     }
-    kept = [rag.read(row["free"] or "", contexts[row["question_id"]]) is not None for row in replies.to_pylist()]
+    kept = [
+        rag.read(row["free"] or "", contexts[row["question_id"]], may_be_absent=job.may_be_absent) is not None
+        for row in replies.to_pylist()
+    ]
     return sum(kept) / len(kept)

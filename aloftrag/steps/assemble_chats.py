@@ -1,37 +1,42 @@
 """Step 5a (paper 3.5): select what is trained on, and put questions and contexts into chats.
 
-    annotations, negatives, clusters, texts -> chats (a row per conversation), selection (a row per question, with the reason
-    why it was left out)
+    annotations, negatives, clusters, texts -> chats (a row per conversation, as it is written and as the model reads it),
+    selection (a row per question, with the reason why it was left out)
 
 The one place where anything is dropped. A chat is anchored at one question: its contexts are that question's positive and
 negatives, shuffled by (seed, question id). With ``questions_per_chat`` > 1 further turns ask questions of the other contexts. A text
 that step 4 skipped for a question since it may answer it is a right citation if it does, and else does not stand beside it.
+Chats are planned here (``training.chats``) and written in tasks over the cluster.
 """
 
-import math
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, languages, schemas, seeds
+from aloftrag import artifacts, languages, models, schemas, seeds
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.job import Job
-from aloftrag.prompts import rag
+from aloftrag.prompts import no_answer
 from aloftrag.retrieval import guard
 from aloftrag.retrieval.text_store import TextStore
+from aloftrag.training.chats import ChatPlan, chat_row, plan_chats
 
 MAKES = "chats"
 BESIDE: tuple[str, ...] = ("selection",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives")
-VERSION = 3
+VERSION = 4
 
-_OFTEN_ENOUGH = 2
+_FLAWS = ("wrong_language", "refers_to_text", "copies_instruction")
+TOO_LONG = "longer than training.max_tokens with its own text alone"
+# Of annotations: all but the replies as they were.
+_READ = ("question_id", "text_id", "question", "answer", "text_rating", "question_rating", "answer_rating", *_FLAWS)
+_COUNTED = ("chats", "trained", "turns", "tokens", "unanswerable", "contexts_left_out")
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -43,8 +48,13 @@ def settings(run: Run) -> dict[str, Any]:
         "annotation.qa_threshold": job.annotation.qa_threshold,
         "annotation.drop": job.annotation.drop.model_dump(),
         "negatives.require_self_retrieval": job.negatives.require_self_retrieval,
+        "negatives.contexts": job.get("negatives.contexts"),
         "training.questions_per_chat": job.training.questions_per_chat,
+        "training.unanswerable": job.training.unanswerable,
+        "training.max_tokens": job.training.max_tokens,
         "training.validation": job.training.validation,
+        "models.llm (its tokens are counted)": models.identity(job.models.llm, "llm"),
+        "language": job.language,
         "evaluation.held_out": job.evaluation.held_out if job.evaluation.gold is None else None,
         "seed": job.seed,
     }
@@ -53,7 +63,7 @@ def settings(run: Run) -> dict[str, Any]:
 def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``chats`` artifact and beside it ``selection``; returns the counts by split and by drop reason."""
     del work  # quick: made anew after a kill
-    annotations = pl.read_parquet(run.artifact("annotations") / "*.parquet")
+    annotations = pl.scan_parquet(run.artifact("annotations") / "*.parquet").select(_READ).collect()
     negatives = (
         pl.scan_parquet(run.artifact("negatives") / "*.parquet")
         .select("question_id", "positive_rank", "negative_ids", "also_positive", doubtful())
@@ -61,9 +71,6 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     )
     clusters = pl.read_parquet(run.artifact("clusters") / "*.parquet")
     selection = select(annotations, negatives, clusters, run.job)
-    artifacts.write_table(
-        selection.to_arrow().cast(schemas.SELECTION), artifacts.fresh_folder(run.artifact("selection")) / "selection.parquet"
-    )
     kept = (
         selection.filter(pl.col("split").is_in(["train", "validation"]))
         .join(annotations.select("question_id", "question", "answer"), on="question_id")
@@ -72,29 +79,31 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
             on="question_id",
         )
     )
-    artifacts.fresh_folder(folder)
-    plans = list(plan_chats(kept, run.job))
-    store = TextStore(run.artifact("texts"))
-    for number, start in enumerate(range(0, len(plans), artifacts.BLOCK_ROWS)):
-        batch = plans[start : start + artifacts.BLOCK_ROWS]
-        texts = store.texts(text for plan in batch for text in plan.context_ids)
-        rows = [render(plan, texts, languages.english_name(run.job.language)) for plan in batch]
-        artifacts.write_table(pa.Table.from_pylist(rows, schema=schemas.CHATS), folder / f"chats-{number:06d}.parquet")
-    if not any(plan.split == "train" for plan in plans):
-        reasons = selection["drop_reason"].drop_nulls().value_counts(sort=True).rows()
-        raise RunError(f"assemble_chats: no question is left to train on; left out: {dict(reasons)}. Loosen the settings that drop them.")
+    counts, too_long = _write_all(kept, run, artifacts.fresh_folder(folder))
+    is_too_long = pl.col("question_id").is_in(too_long)
+    selection = selection.with_columns(
+        pl.when(is_too_long).then(pl.lit(TOO_LONG)).otherwise(pl.col("drop_reason")).alias("drop_reason"),
+        pl.when(~is_too_long).then(pl.col("split")).alias("split"),
+    )
+    artifacts.write_table(
+        selection.to_arrow().cast(schemas.SELECTION), artifacts.fresh_folder(run.artifact("selection")) / "selection.parquet"
+    )
+    reasons = dict(selection["drop_reason"].drop_nulls().value_counts(sort=True).rows())
+    if not counts.pop("trained"):
+        raise RunError(f"assemble_chats: no question is left to train on; left out: {reasons}. Loosen the settings that drop them.")
     if run.job.evaluation.gold is None and "held_out" not in set(selection["split"]):
         raise RunError(
             f"assemble_chats: evaluation.held_out = {run.job.evaluation.held_out} holds out no text that has a usable question; "
             "set it higher, or give evaluation.gold"
         )
-    return _counts(selection, plans)
+    splits = dict(selection["split"].drop_nulls().value_counts().rows())
+    return {"questions": selection.height, "kept": splits, "left_out": reasons, **counts}
 
 
 def select(annotations: pl.DataFrame, negatives: pl.DataFrame, clusters: pl.DataFrame, job: Job) -> pl.DataFrame:
     """``schemas.SELECTION``: for each annotated row its split, or the first reason that holds against it."""
     drop = job.annotation.drop
-    flawed = [name for name in ("wrong_language", "refers_to_text", "copies_instruction") if getattr(drop, name)]
+    flawed = [name for name in _FLAWS if getattr(drop, name)]
     rating_needed = job.annotation.text_threshold > 0
     reasons: list[tuple[pl.Expr, str]] = [
         (pl.col("text_rating") < job.annotation.text_threshold, "text rated too low"),
@@ -154,99 +163,60 @@ def split_of(cluster_id: str, job: Job) -> str:
     return "train"
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One question of a chat."""
+def _write_all(kept: pl.DataFrame, run: Run, folder: Path) -> tuple[dict[str, int], set[str]]:
+    """Write chats until each kept question is asked; returns counts, and the questions that are too long for a chat.
 
-    question_id: str
-    text_id: str
-    question: str
-    answer: str
-    also_positive: frozenset[str] = frozenset()  # texts that answer it too
-    doubtful: frozenset[str] = frozenset()  # texts that may answer it too
-
-    def fits(self, context_ids: Iterable[str]) -> bool:
-        """Whether it is known for each context if it answers the question."""
-        return self.doubtful.isdisjoint(context_ids)
-
-
-@dataclass(frozen=True)
-class ChatPlan:
-    """A chat before its texts are fetched."""
-
-    chat_id: str  # the id of the question whose contexts these are
-    split: str
-    context_ids: list[str]
-    turns: list[Turn]
-
-
-def plan_chats(kept: pl.DataFrame, job: Job) -> Iterator[ChatPlan]:
-    """Chats over the kept questions (columns question_id, text_id, question, answer, negative_ids, also_positive, doubtful, split).
-
-    The questions of a text are spread over its chats, so that of the turns of a chat each context gets about the same
-    share; the anchor's own group is asked, the rest is filled with questions of the other contexts of the same split. A chat
-    whose own questions have all been asked ``_OFTEN_ENOUGH`` times by then is left out: it would teach little that is new.
+    A chat that was cut to ``training.max_tokens`` may have lost a question that was to be asked in it: it is asked in another then.
     """
-    per_chat = job.training.questions_per_chat
-    for (split,), part in kept.sort("question_id").partition_by("split", as_dict=True).items():
-        by_text: dict[str, list[Turn]] = {}
-        negative_ids: dict[str, list[str]] = {}
-        for row in part.iter_rows(named=True):
-            turn = Turn(
-                row["question_id"],
-                row["text_id"],
-                row["question"],
-                row["answer"],
-                frozenset(row["also_positive"]),
-                frozenset(row["doubtful"]) - {row["text_id"]},  # as a copy of its copy
-            )
-            by_text.setdefault(row["text_id"], []).append(turn)
-            negative_ids[row["question_id"]] = row["negative_ids"]
-        own_share = math.ceil(per_chat / job.contexts)
-        times_asked: Counter[str] = Counter()
-        for text_id, turns in by_text.items():
-            while turns:
-                context_ids = [text_id, *negative_ids[turns[0].question_id]]
-                own = [turns[0], *(turn for turn in turns[1:] if turn.fits(context_ids))][:own_share]  # the first's own negatives fit it
-                turns = [turn for turn in turns if turn not in own]
-                if all(times_asked[turn.question_id] >= _OFTEN_ENOUGH for turn in own):
-                    continue
-                random = seeds.generator(job.seed, "chat", own[0].question_id)
-                others = [turn for context in context_ids[1:] for turn in by_text.get(context, []) if turn.fits(context_ids)]
-                asked = own + random.sample(others, min(len(others), per_chat - len(own)))
-                times_asked.update(turn.question_id for turn in asked)
-                random.shuffle(asked)
-                random.shuffle(context_ids)
-                yield ChatPlan(own[0].question_id, str(split), context_ids, asked)
+    counts: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
+    too_long: set[str] = set()
+    files = itertools.count()
+    while kept.height:
+        done = set()
+        for written in _in_tasks(plan_chats(kept, run.job), run, folder, files):
+            counts.update({name: written[name] for name in _COUNTED})
+            too_long |= set(written["too_long"])
+            done |= {*written["too_long"], *written["asked"]}
+        kept = kept.filter(~pl.col("question_id").is_in(done))
+    return dict(counts), too_long
 
 
-def render(plan: ChatPlan, texts: dict[str, str], language: str) -> dict[str, Any]:
-    """A row of ``schemas.CHATS``; ``language`` is an English name."""
-    positions = [plan.context_ids.index(turn.text_id) + 1 for turn in plan.turns]
-    messages = rag.first_turns([texts[context] for context in plan.context_ids], plan.turns[0].question, language)
-    for number, (turn, position) in enumerate(zip(plan.turns, positions, strict=True)):
-        if number:
-            messages.append(rag.next_turn(turn.question))
-        right = [number for number, context in enumerate(plan.context_ids, 1) if number == position or context in turn.also_positive]
-        messages.append(rag.reply_turn(right, turn.answer))
+def _in_tasks(plans: Iterable[ChatPlan], run: Run, folder: Path, files: Iterator[int]) -> Iterator[dict[str, Any]]:
+    """What ``_write_chats`` returns of all plans, in tasks over the cluster, a few at a time."""
+    import ray
+
+    write = ray.remote(num_cpus=1, max_retries=-1)(_write_chats)
+    at_once = 2 * int(ray.cluster_resources()["CPU"])
+    running: list[Any] = []
+    remaining = iter(plans)
+    while batch := list(itertools.islice(remaining, artifacts.BLOCK_ROWS)):
+        if len(running) == at_once:
+            done, running = ray.wait(running)
+            yield from ray.get(done)
+        running.append(write.remote(batch, run, folder / f"chats-{next(files):06d}.parquet"))
+    yield from ray.get(running)
+
+
+def _write_chats(plans: Sequence[ChatPlan], run: Run, destination: Path) -> dict[str, Any]:
+    """Write one file of chats; returns counts, and which questions are asked or are too long to be asked about their own text."""
+    from transformers import AutoTokenizer
+
+    job = run.job
+    tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
+    longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
+    language = languages.english_name(job.language)
+    statement = no_answer.statement(job.language) if job.training.unanswerable else None
+    texts = TextStore(run.artifact("texts")).texts(text for plan in plans for text in plan.context_ids)
+    rows = [chat_row(plan, texts, language, statement, tokenizer, longest) for plan in plans]
+    written = [row for row in rows if row]
+    artifacts.write_table(pa.Table.from_pylist(written, schema=schemas.CHATS), destination)
     return {
-        "chat_id": plan.chat_id,
-        "split": plan.split,
-        "question_ids": [turn.question_id for turn in plan.turns],
-        "text_ids": [turn.text_id for turn in plan.turns],
-        "context_ids": plan.context_ids,
-        "messages": messages,
-        "positive_positions": positions,
-    }
-
-
-def _counts(selection: pl.DataFrame, plans: list[ChatPlan]) -> dict[str, Any]:
-    splits = dict(selection["split"].drop_nulls().value_counts().rows())
-    reasons = dict(selection["drop_reason"].drop_nulls().value_counts(sort=True).rows())
-    return {
-        "questions": selection.height,
-        "kept": splits,
-        "left_out": reasons,
-        "chats": len(plans),
-        "turns": sum(len(plan.turns) for plan in plans),
+        "too_long": [plan.chat_id for plan, row in zip(plans, rows, strict=True) if row is None],
+        "asked": [question for row in written for question in row["question_ids"]],
+        "chats": len(written),
+        "trained": sum(row["split"] == "train" for row in written),
+        "turns": sum(len(row["question_ids"]) for row in written),
+        "tokens": sum(len(row["token_ids"]) for row in written),
+        "unanswerable": sum(row["positive_positions"].count(None) for row in written),
+        "contexts_left_out": sum(len(plan.context_ids) - len(row["context_ids"]) for plan, row in zip(plans, rows, strict=True) if row),
     }

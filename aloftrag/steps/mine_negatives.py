@@ -67,7 +67,8 @@ def settings(run: Run) -> dict[str, Any]:
     return {
         "models.embedder": models.identity(run.job.models.embedder, "embedder"),
         "models.embedder_prompts": prompts.model_dump() if prompts else None,
-        "negatives": negatives.model_dump(mode="json", exclude={"require_self_retrieval"}),
+        "negatives": {**negatives.model_dump(mode="json", exclude={"require_self_retrieval"}), "contexts": run.job.contexts},
+        **({"training.unanswerable (a further negative)": True} if run.job.may_be_absent else {}),
         **(asks if negatives.verify else {}),
     }
 
@@ -89,7 +90,8 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
         searched = Index(ask_shards, found["nprobe"])
         duplicates = _write_clusters(run, searched, work)
         margin = _margin(searched, sample, duplicates, run)
-        rules = Rules(job.contexts - 1, margin, duplicates)
+        # One more where it may stand in for a text that is withheld.
+        rules = Rules(job.contexts - 1 + job.may_be_absent, margin, duplicates)
         artifacts.map_rows(
             source=vectors,
             id_column="question_id",

@@ -95,7 +95,8 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
     }
     if counts["constrained"]:
         free = [
-            rag.read(reply or "", contexts) for reply, contexts in zip(base["completion_free"], base["context_ids"].list.len(), strict=True)
+            rag.read(reply or "", contexts, may_be_absent=run.job.may_be_absent)
+            for reply, contexts in zip(base["completion_free"], base["context_ids"].list.len(), strict=True)
         ]
         scores["base"]["format_ok_free"] = _rounded(np.mean([reply is not None for reply in free]))
     scores["verdict"], scores["why"] = verdict(scores)

@@ -1,99 +1,168 @@
 """Step 5b (paper 3.5): LoRA-tune the language model on the chats, with Ray Train.
 
-    chats -> adapter (a PEFT adapter folder) and metrics.jsonl
+    chats -> adapter (a PEFT adapter folder, with a model card) and metrics.jsonl
 
-A worker's loop is ``training.loop.train``; here stand the worker group, its checkpoints and its restarts. A killed worker
-restarts the group from the last checkpoint; a killed driver, run again, goes on from it too.
+A worker's loop is ``training.loop.train``; here stand the worker group and its restarts. A killed worker or node restarts the
+group from the last checkpoint; a killed driver, run again, goes on from it too. A group that fails again and again without a
+checkpoint in between stops the run.
 """
 
+import os
 import shutil
-import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import polars as pl
 
 from aloftrag import artifacts, models
 from aloftrag.artifacts import Run
 from aloftrag.engine import pool
 from aloftrag.errors import RunError
 from aloftrag.job import Job
-from aloftrag.training import loop
-from aloftrag.training.rows import TrainingRow, training_row
+from aloftrag.training import checkpoints, loop, model_card, row_store
+from aloftrag.training.row_store import RowStore
+from aloftrag.training.worker import Worker
 
 if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
     from ray.train.torch import TorchConfig
 
 MAKES = "adapter"
 BESIDE: tuple[str, ...] = ()
 NEEDS: tuple[str, ...] = ("chats",)
-VERSION = 1
+VERSION = 2
 
-_WORKER_RESTARTS = 3
+_RESTARTS = 3  # without a checkpoint in between
+_SECONDS_TO_GIVE_BACK = 20
+_SPLITS = ("train", "validation")
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """Everything that can change the adapter, beside the chats; never how many workers made it."""
-    training = run.job.training.model_dump(mode="json", exclude={"preset", "checkpoint_minutes", "validation"})
+    """Everything that can change the adapter, beside the chats; not how many workers made it, or how they batched."""
+    of_chats = {"validation", "unanswerable", "questions_per_chat"}
+    never_seen = {"preset", "checkpoint_minutes", "batching", "strategy"}
+    training = run.job.training.model_dump(mode="json", exclude=of_chats | never_seen)
     return {"models.llm": models.identity(run.job.models.llm, "llm"), "training": training, "seed": run.job.seed}
 
 
 def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``adapter`` artifact; returns what was trained and the last losses."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    import ray
+
+    for split in _SPLITS:
+        if not (work / split).is_dir():
+            ray.get(ray.remote(num_cpus=1)(row_store.write).remote(run.artifact("chats"), split, work / split))
+    if run.job.training.keep == "best" and not len(RowStore(work / "validation")):
+        raise RunError(
+            f"tune_adapter: training.validation = {run.job.training.validation} keeps no chat to tell the best adapter by; set it higher"
+        )
+    workers = worker_count(run.job, pool.gpus(), _free_for)
+    _hold_workers(run.job, workers, loop.last_state(work))
+    _train(run.job, work, workers)
+    kept = work / loop.BEST if run.job.training.keep == "best" else checkpoints.newest(work / loop.CHECKPOINTS)
+    assert kept is not None, "training ended without a checkpoint"
+    artifacts.fresh_folder(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(kept / name, folder / name)
+    model_card.name_base_model(folder, run.job)
+    shutil.copyfile(work / loop.METRICS, folder / loop.METRICS)
+    counts = {"chats": len(RowStore(work / "train")), **_counts(artifacts.read_jsonl(folder / loop.METRICS))}
+    model_card.write(run, counts)
+    return counts
+
+
+def _train(job: Job, work: Path, workers: int | tuple[int, int]) -> None:
+    """Run the worker group until each step is done; raises ``RunError`` when it fails again and again without a checkpoint in between."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    chats, too_long = count_chats(run.job, run.artifact("chats"))
     on_gpu = pool.gpus() > 0
-    workers = worker_count(run.job, pool.gpus())
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "job": run.job.model_dump(mode="json"),
-            "chats": str(run.artifact("chats")),
-            "metrics": str(work / loop.METRICS),
-        },
-        torch_config=process_group(workers, on_gpu),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker={"GPU": 1} if on_gpu else {"CPU": 1}),
-        run_config=RunConfig(
-            # The same name and place: Ray Train takes up the last checkpoint that it finds there.
-            name="checkpoints",
-            storage_path=str(work),
-            failure_config=FailureConfig(max_failures=_WORKER_RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    result = trainer.fit()
-    assert result.checkpoint is not None, "training ended without a checkpoint"
-    artifacts.fresh_folder(folder)
-    with result.checkpoint.as_directory() as checkpoint:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(Path(checkpoint) / name, folder / name)
-    metrics = artifacts.read_jsonl(work / loop.METRICS)
-    loop.write_metrics(folder / loop.METRICS, metrics)
-    last = [line for line in metrics if "loss" in line][-1]
-    return {
-        "chats": chats,
-        "chats_too_long": too_long,
-        "steps": last["steps"],
-        "tokens": sum(line.get("tokens", 0) for line in metrics),
-        "target_tokens": sum(line.get("target_tokens", 0) for line in metrics),
-        "last_loss": round(last["loss"], 4),
-    }
+    while True:
+        begun_at = loop.last_state(work)
+        try:
+            TorchTrainer(
+                _worker,
+                train_loop_config={"job": job.model_dump_json(), "work": str(work)},
+                torch_config=_process_group(workers, on_gpu, job),
+                scaling_config=ScalingConfig(
+                    num_workers=workers,
+                    use_gpu=on_gpu,
+                    resources_per_worker={"GPU": 1} if on_gpu else {"CPU": 1},
+                    # Another size begins at the last checkpoint: no more often than there is a new one.
+                    elastic_resize_monitor_interval_s=120 * job.training.checkpoint_minutes,
+                ),
+                run_config=RunConfig(name="ray_train", storage_path=str(work), failure_config=FailureConfig(max_failures=_RESTARTS)),
+            ).fit()
+            return
+        except TrainingFailedError as error:
+            if loop.last_state(work) == begun_at:
+                raise RunError(f"tune_adapter: {_reason(error)}; run the same command again to go on from {_position(begun_at)}") from error
 
 
-def count_chats(job: Job, chats: Path) -> tuple[int, int]:
-    """How many chats there are to train on, and how many are too long; raises ``RunError`` when there is none."""
-    rows, too_long = training_rows(job, chats, "train")
-    if not rows:
-        limit = models.longest_prompt(job.models.llm, job.training.max_tokens)
+def _reason(error: "TrainingFailedError") -> str:
+    """What stopped the worker group, in one line."""
+    from ray.train import WorkerGroupError
+
+    failures = error.worker_failures.items() if isinstance(error, WorkerGroupError) else []
+    said = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures if str(failure).strip()]
+    return f"the training workers failed {_RESTARTS + 1} times in a row ({said[0] if said else str(error).strip().splitlines()[-1]})"
+
+
+def _position(state: dict[str, Any] | None) -> str:
+    return f"step {state['step']}" if state else "the start"
+
+
+def worker_count(job: Job, gpus: int, free_for: Callable[[int], int]) -> int | tuple[int, int]:
+    """As configured, else as many as there are GPUs and the examples of a step can be divided among; one on a CPU.
+
+    Of a range no more than ``free_for(most)``: Ray would wait for those that another run holds, and not begin with fewer.
+    """
+    wanted, examples = job.resources.training_workers, job.training.examples_per_step
+    if isinstance(wanted, tuple):
+        fewest, most = wanted
+        return fewest, max(fewest, min(most, free_for(most)))
+    if isinstance(wanted, int):
+        return wanted
+    return max(count for count in range(1, max(1, gpus) + 1) if examples % count == 0)
+
+
+def _free_for(workers: int) -> int:
+    """How many GPUs (or CPUs) are free, once there are enough or what the last step held has been given back."""
+    import ray
+
+    kind = "GPU" if pool.gpus() else "CPU"
+    for _ in range(_SECONDS_TO_GIVE_BACK):
+        if ray.available_resources().get(kind, 0) >= workers:
+            break
+        time.sleep(1)
+    return int(ray.available_resources().get(kind, 0))
+
+
+def _hold_workers(job: Job, workers: int | tuple[int, int], state: dict[str, Any] | None) -> None:
+    """Raises ``RunError`` for more workers than the cluster can hold, and for others than those that a checkpoint can go on with."""
+    import ray
+
+    kind, fewest = "GPU" if pool.gpus() else "CPU", workers if isinstance(workers, int) else workers[0]
+    if fewest > (there := int(ray.cluster_resources().get(kind, 0))):
         raise RunError(
-            f"tune_adapter: each of the {too_long} chats is longer than {limit} tokens, what training.max_tokens and the model allow"
+            f"tune_adapter: resources.training_workers asks for {fewest} workers of one {kind} each, and the cluster has {there}"
         )
-    return len(rows), too_long
+    if state is None:
+        return
+    strategy = job.training.strategy
+    if state["strategy"] != strategy:
+        raise RunError(
+            f"tune_adapter: training was begun with {state['strategy']} and goes on with it, not with {strategy}: "
+            f"set training.strategy={state['strategy']}, or begin anew with --redo tune_adapter"
+        )
+    if strategy != "ddp" and state["workers"] != workers:
+        raise RunError(
+            f"tune_adapter: {strategy} was begun with {state['workers']} workers and goes on with as many, not {workers}: "
+            f"set resources.training_workers={state['workers']}, or begin anew with --redo tune_adapter"
+        )
 
 
-def process_group(workers: int, on_gpu: bool) -> "TorchConfig":
+def _process_group(workers: int | tuple[int, int], on_gpu: bool, job: Job) -> "TorchConfig":
     """How the workers find each other: not at all when there is one, for which torch would ask a name server for its name."""
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
@@ -103,66 +172,35 @@ def process_group(workers: int, on_gpu: bool) -> "TorchConfig":
         def backend_cls(self) -> type[Backend]:
             return Backend
 
-    return TorchConfig(backend="nccl" if on_gpu else "gloo") if workers > 1 else NoProcessGroup()
-
-
-def worker_count(job: Job, gpus: int) -> int:
-    """As configured, else as many as there are GPUs and the examples of a step can be divided among; one on a CPU."""
-    wanted, examples = job.resources.training_workers, job.training.examples_per_step
-    if isinstance(wanted, int):
-        return wanted
-    return max(count for count in range(1, max(1, gpus) + 1) if examples % count == 0)
-
-
-def training_rows(job: Job, chats: Path, split: str) -> tuple[list[TrainingRow], int]:
-    """The tokenised chats of a split, in the order of their ids; and how many were too long for ``training.max_tokens`` or the model."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
-    frame = pl.scan_parquet(chats / "*.parquet").filter(pl.col("split") == split).sort("chat_id").select("chat_id", "messages").collect()
-    rows = [training_row(tokenizer, chat_id, messages) for chat_id, messages in frame.iter_rows()]
-    longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
-    fitting = [row for row in rows if len(row) <= longest]
-    return fitting, len(rows) - len(fitting)
+    alone = workers == 1 and job.training.strategy == "ddp"
+    return NoProcessGroup() if alone else TorchConfig(backend="nccl" if on_gpu else "gloo")
 
 
 def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
-    import os
-
     import ray.train
     import torch
 
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
-    job = Job.model_validate_json(_json(config["job"]))
-    rows, _ = training_rows(job, Path(config["chats"]), "train")
-    validation, _ = training_rows(job, Path(config["chats"]), "validation")
     context = ray.train.get_context()
-    worker = loop.Worker(context.get_world_rank(), context.get_world_size())
-
-    def checkpoint(save: Any, progress: loop.Progress) -> None:
-        if worker.rank:
-            ray.train.report({"step": progress.step})
-            return
-        loop.write_metrics(Path(config["metrics"]), progress.metrics)
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
-            ray.train.report({"step": progress.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def train(resume_from: Path | None) -> None:
-        folder = models.local_folder(job.models.llm, "llm")
-        loop.train(folder, rows, validation, job.training, job.seed, worker, checkpoint=checkpoint, resume_from=resume_from)
-
-    last = ray.train.get_checkpoint()
-    if last is None:
-        train(None)
-    else:
-        with last.as_directory() as folder:
-            train(Path(folder))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    job, work = Job.model_validate_json(config["job"]), Path(config["work"])
+    rows, validation = (RowStore(work / split) for split in _SPLITS)
+    tuning = loop.Tuning(models.local_folder(job.models.llm, "llm"), rows, validation, job.training, job.seed, work)
+    loop.train(tuning, Worker(context.get_world_rank(), context.get_world_size()))
 
 
-def _json(data: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(data)
+def _counts(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    steps = [line for line in metrics if "loss" in line]
+    validated = [line["validation_loss"] for line in metrics if "validation_loss" in line]
+    tokens = sum(line["tokens"] for line in steps)
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1)), "a step is missing in metrics.jsonl, or there twice"
+    return {
+        "steps": len(steps),
+        "tokens": tokens,
+        "target_tokens": sum(line["target_tokens"] for line in steps),
+        "tokens_per_second": round(tokens / max(1e-3, sum(line["seconds"] for line in steps)), 1),
+        "last_loss": round(steps[-1]["loss"], 4),
+        **({"lowest_validation_loss": round(min(validated), 4)} if validated else {}),
+    }

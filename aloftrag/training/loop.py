@@ -1,230 +1,253 @@
 """The training loop (paper appendix C): LoRA on all linear layers, AdamW, cosine schedule without warm-up.
 
-Runs without Ray: workers find each other through torch.distributed when there are several. A step has the same rows and the
-same loss for any number of workers; only rounding differs.
+Runs without Ray: workers find each other through torch.distributed when there are several. A step has the same rows and the same loss
+for any number of workers, batched in either way, but for rounding and for what dropout drops. What it needs to go on after a kill lies in
+its folder:
+
+    checkpoints/step-NNNNNNNNN/   the adapter, the optimiser, and which step comes next
+    best/                         the adapter with the lowest validation loss so far (keep: best)
+    metrics.jsonl                 a line for each step, and one for each validation
 """
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from aloftrag import artifacts
 from aloftrag.job import Training
-from aloftrag.training.batches import collate, micro_batches, steps_of_epoch
-from aloftrag.training.loss import loss_sums, weighted
-from aloftrag.training.rows import TrainingRow
+from aloftrag.training import checkpoints, model, strategies
+from aloftrag.training.batches import Batch, Batching, batches, collate, share, steps_of_epoch
+from aloftrag.training.loss import LossSums, loss_sums, weighted
+from aloftrag.training.rows import NONE, TrainingRow
+from aloftrag.training.strategies import Strategy
+from aloftrag.training.worker import Worker
 
-METRICS = "metrics.jsonl"
-_STATE = "trainer_state.pt"
+METRICS, CHECKPOINTS, BEST = "metrics.jsonl", "checkpoints", "best"
+
+_STATE = "state.json"
+_VALIDATIONS_PER_EPOCH = 4
 
 
-@dataclass
-class Progress:
-    """Where training stands: what a checkpoint keeps beside adapter and optimiser."""
+class Rows(Protocol):
+    """Tokenised chats by number, such as a ``RowStore``."""
 
-    step: int = 0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    lengths: np.ndarray  # [rows], in tokens
+    target_tokens: np.ndarray  # [rows, 2]: of citations, of answers
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> TrainingRow: ...
 
 
 @dataclass(frozen=True)
-class Worker:
-    """This worker among all."""
+class Tuning:
+    """What all workers of a run train on, and how."""
 
-    rank: int = 0
-    count: int = 1
+    model_folder: Path
+    rows: Rows
+    validation: Rows
+    settings: Training
+    seed: int
+    folder: Path
 
 
-Checkpoint = Callable[[Callable[[Path], None], Progress], None]
+def train(tuning: Tuning, worker: Worker) -> None:
+    """Tune a LoRA adapter, from the last checkpoint in the run's folder on; called by every worker.
 
-
-def train(
-    model_folder: Path,
-    rows: Sequence[TrainingRow],
-    validation: Sequence[TrainingRow],
-    settings: Training,
-    seed: int,
-    worker: Worker,
-    *,
-    checkpoint: Checkpoint,
-    resume_from: Path | None,
-) -> None:
-    """Tune a LoRA adapter on ``rows``.
-
-    ``checkpoint(save, progress)`` is called on every worker at the same steps, every ``checkpoint_minutes`` and at the end;
-    ``save(folder)`` writes what ``resume_from`` takes.
+    In the end the newest checkpoint is that of the last step, and ``metrics.jsonl`` has each step once.
     """
     import torch
 
-    torch.manual_seed(seed)
-    model = adapted_model(model_folder, settings, resume_from)
-    device = next(model.parameters()).device
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate)
-    steps = _all_steps([len(row) for row in rows], settings, seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / len(steps))))
-    progress = _restore(resume_from, optimiser, schedule, worker) if resume_from else Progress()
-
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder, safe_serialization=True)
-        state = {
-            "optimiser": optimiser.state_dict(),
-            "schedule": schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "step": progress.step,
-            "metrics": progress.metrics,
-        }
-        torch.save(state, folder / _STATE)
-
+    settings = tuning.settings
+    newest = worker.of_first(checkpoints.newest(tuning.folder / CHECKPOINTS))
+    step, lowest = _restored(newest)
+    torch.manual_seed(tuning.seed)  # the adapter's first weights
+    strategy = strategies.start(tuning.model_folder, settings, worker, newest)
+    steps = settings.epochs * math.ceil(len(tuning.rows) / settings.examples_per_step)
+    validated = _validated_after(steps, settings.epochs) if len(tuning.validation) else set()
+    metrics = _Metrics(tuning.folder / METRICS, worker, after_step=step)
     checkpointed = time.monotonic()
-    for number in range(progress.step, len(steps)):
-        started = time.monotonic()
-        own = [rows[row] for row in steps[number][worker.rank :: worker.count]]
-        metrics = _step(model, own, [rows[row] for row in steps[number]], settings, worker, device)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        rate = schedule.get_last_lr()[0]
-        schedule.step()
-        progress.step = number + 1
-        seconds = time.monotonic() - started
-        progress.metrics.append({"step": number + 1, "steps": len(steps), "learning_rate": rate, **metrics, "seconds": round(seconds, 3)})
-        is_last = progress.step == len(steps)
-        if is_last and validation:
-            progress.metrics.append({"step": number + 1, **_validate(model, validation, settings, device)})
-        if is_last or _agreed(time.monotonic() - checkpointed > 60 * settings.checkpoint_minutes, worker, device):
-            checkpoint(save, progress)
+    for rows in itertools.islice(_rows_of_steps(tuning), step, None):
+        torch.manual_seed(hash((tuning.seed, step, worker.rank)))  # dropout's: the same ones after a restart
+        rate = model.learning_rate(step, steps, settings.learning_rate)
+        line = _step(strategy, tuning, rows, rate, worker)
+        step += 1
+        metrics.write({"step": step, "steps": steps, "learning_rate": rate, **line})
+        if step in validated:
+            line = _validate(strategy, tuning, worker)
+            metrics.write({"step": step, **line})
+            if settings.keep == "best" and line["validation_loss"] < lowest:
+                lowest = line["validation_loss"]
+                checkpoints.replace(tuning.folder / BEST, strategy.save_adapter, worker)
+        is_due = time.monotonic() - checkpointed > 60 * settings.checkpoint_minutes
+        if step == steps or worker.of_first(is_due):  # one clock decides for all
+            state = {"step": step, "lowest_validation_loss": lowest, "strategy": settings.strategy, "workers": worker.count}
+            _save(strategy, tuning.folder / CHECKPOINTS, state, worker)
             checkpointed = time.monotonic()
 
 
-def adapted_model(folder: Path, settings: Training, adapter: Path | None) -> Any:
-    """The base model with a LoRA adapter on all its linear layers: a new one, or ``adapter`` to go on with."""
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    on_gpu = torch.cuda.is_available()
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if on_gpu else torch.float32, attn_implementation="sdpa")
-    base.config.use_cache = False
-    if on_gpu:  # memory is short there, time on a CPU
-        base.to("cuda")
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
-    if adapter:
-        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
-    else:
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules="all-linear",
-        )
-        model = get_peft_model(base, config)
-    model.train()
-    return model
+def _rows_of_steps(tuning: Tuning) -> Iterator[list[int]]:
+    """The row numbers of each step of the run."""
+    for epoch in range(tuning.settings.epochs):
+        yield from steps_of_epoch(tuning.rows.lengths, tuning.settings.examples_per_step, tuning.seed, epoch)
 
 
-def write_metrics(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """One JSON object per line; a reader sees the old file or the new one."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
-    unfinished.replace(path)
+def last_state(folder: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint of a training folder says of itself: step, strategy, workers; None without one."""
+    newest = checkpoints.newest(folder / CHECKPOINTS)
+    return artifacts.read_json(newest / _STATE) if newest else None
 
 
-def _all_steps(lengths: Sequence[int], settings: Training, seed: int) -> list[list[int]]:
-    return [step for epoch in range(settings.epochs) for step in steps_of_epoch(lengths, settings.examples_per_step, seed, epoch)]
+def _restored(checkpoint: Path | None) -> tuple[int, float]:
+    """The steps that are done, and the lowest validation loss so far."""
+    if checkpoint is None:
+        return 0, math.inf
+    state = artifacts.read_json(checkpoint / _STATE)
+    return state["step"], state["lowest_validation_loss"]
 
 
-def _step(
-    model: Any, own: Sequence[TrainingRow], all_rows: Sequence[TrainingRow], settings: Training, worker: Worker, device: Any
-) -> dict[str, Any]:
-    """Gradients of one optimiser step, summed over workers; the loss is that of all the step's rows."""
-    import torch
+def _save(strategy: Strategy, folder: Path, state: dict[str, Any], worker: Worker) -> None:
+    def write(checkpoint: Path) -> None:
+        strategy.save(checkpoint)
+        if worker.rank == 0:
+            artifacts.write_json(checkpoint / _STATE, state)
 
-    from aloftrag.training.rows import ANSWER, CITATION
-
-    citation_tokens = sum(row.targets.count(CITATION) for row in all_rows)
-    answer_tokens = sum(row.targets.count(ANSWER) for row in all_rows)
-    sums = torch.zeros(3, dtype=torch.float64)
-    for batch in _on_device(own, settings.max_tokens, device):
-        part = loss_sums(model, batch)
-        weighted(part.citation, part.answer, citation_tokens, answer_tokens, settings.citation_weight).backward()
-        sums += torch.tensor([part.citation.item(), part.answer.item(), part.citations_right], dtype=torch.float64)
-    if worker.count > 1:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:  # this worker had no row in the step
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
-        sums = sums.to(device)
-        torch.distributed.all_reduce(sums)
-    citation, answer, right = sums.tolist()
-    return _metrics(citation, answer, right, citation_tokens, answer_tokens, settings) | {"tokens": sum(map(len, all_rows))}
+    checkpoints.save(folder, state["step"], write, worker)
 
 
-def _validate(model: Any, rows: Sequence[TrainingRow], settings: Training, device: Any) -> dict[str, Any]:
-    """The loss on the validation rows; every worker computes the whole of it, and so the same."""
-    import torch
-
-    model.eval()
-    totals = [0.0] * 5
-    with torch.no_grad():
-        for batch in _on_device(rows, settings.max_tokens, device):
-            part = loss_sums(model, batch)
-            values = (part.citation.item(), part.answer.item(), part.citations_right, part.citation_tokens, part.answer_tokens)
-            totals = [total + value for total, value in zip(totals, values, strict=True)]
-    model.train()
-    citation, answer, right, citation_tokens, answer_tokens = totals
-    metrics = _metrics(citation, answer, right, int(citation_tokens), int(answer_tokens), settings)
-    return {f"validation_{name}": value for name, value in metrics.items()}
+def _validated_after(steps: int, epochs: int) -> set[int]:
+    """After how many steps the validation loss is measured: several times an epoch, and at the end."""
+    times = epochs * _VALIDATIONS_PER_EPOCH
+    return {max(1, round(steps * number / times)) for number in range(1, times + 1)}
 
 
-def _metrics(citation: float, answer: float, right: float, citation_tokens: int, answer_tokens: int, settings: Training) -> dict[str, Any]:
-    import torch
-
-    loss = weighted(torch.tensor(citation), torch.tensor(answer), citation_tokens, answer_tokens, settings.citation_weight)
+def _step(strategy: Strategy, tuning: Tuning, rows: Sequence[int], rate: float, worker: Worker) -> dict[str, Any]:
+    """One optimiser step on some rows: its metrics."""
+    started = time.monotonic()
+    citation_tokens, answer_tokens = tuning.rows.target_tokens[rows].sum(axis=0).tolist()
+    sums = _Sums()
+    for batch in _own_batches(strategy, tuning, tuning.rows, rows, worker):
+        part = loss_sums(strategy.model, batch)
+        strategy.backward(weighted(part.citation, part.answer, citation_tokens, answer_tokens, tuning.settings.citation_weight))
+        sums.add(part, batch)
+    gradient_norm = strategy.step(rate)
+    total = sums.over_all(worker, strategy.device)
+    seconds = time.monotonic() - started
+    lengths = tuning.rows.lengths[rows].tolist()
+    peak = model.peak_flops()
     return {
-        "loss": float(loss),
-        "citation_loss": citation / citation_tokens,
-        "answer_loss": answer / answer_tokens,
-        "citation_accuracy": right / citation_tokens,
+        **_losses(total, citation_tokens, answer_tokens, tuning.settings),
+        "gradient_norm": gradient_norm,
+        "tokens": sum(lengths),
+        "padding": round(1 - sum(lengths) / total.places, 4),
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(sum(lengths) / seconds, 1),
+        "memory_mb": round(model.peak_memory() / 1e6),
+        "share_of_peak": round(strategy.cost.flops(lengths) / seconds / worker.count / peak, 4) if peak else None,
+    }
+
+
+def _validate(strategy: Strategy, tuning: Tuning, worker: Worker) -> dict[str, Any]:
+    """The loss on the validation rows."""
+    import torch
+
+    rows = range(len(tuning.validation))
+    citation_tokens, answer_tokens = tuning.validation.target_tokens.sum(axis=0).tolist()
+    sums = _Sums()
+    strategy.model.eval()
+    with torch.no_grad():
+        for batch in _own_batches(strategy, tuning, tuning.validation, rows, worker):
+            sums.add(loss_sums(strategy.model, batch), batch)
+    strategy.model.train()
+    losses = _losses(sums.over_all(worker, strategy.device), citation_tokens, answer_tokens, tuning.settings)
+    return {f"validation_{name}": value for name, value in losses.items()}
+
+
+def _own_batches(strategy: Strategy, tuning: Tuning, rows: Rows, numbers: Sequence[int], worker: Worker) -> Iterable[Batch]:
+    """A worker's batches of some rows, on its device.
+
+    Where the workers go in lockstep, one that has fewer batches than another gets batches that teach nothing.
+    """
+    batching = batching_here(tuning.settings.batching)
+
+    def of_worker(rank: int) -> list[list[int]]:
+        own = share(numbers, rows.lengths, replace(worker, rank=rank))
+        return batches(own, rows.lengths, tuning.settings.max_tokens, batching)
+
+    own = of_worker(worker.rank)
+    for batch in own:
+        yield collate([rows[row] for row in batch], batching).on(strategy.device)
+    if strategy.in_lockstep:
+        most = max(len(of_worker(rank)) for rank in range(worker.count))
+        row = rows[min(numbers, key=lambda row: rows.lengths[row])]
+        nothing = collate([replace(row, targets=[NONE] * len(row))], batching)
+        for _ in range(most - len(own)):
+            yield nothing.on(strategy.device)
+
+
+def batching_here(wanted: Batching | Literal["auto"]) -> Batching:
+    """``auto`` packs where flash attention keeps packed rows apart at no cost, and else batches by length (``make bench-train``)."""
+    if wanted == "auto":
+        return "packed" if model.attention() == "flash_attention_2" else "by-length"
+    return wanted
+
+
+@dataclass
+class _Sums:
+    """Of a worker's batches."""
+
+    citation: float = 0.0
+    answer: float = 0.0
+    citations_right: float = 0.0
+    places: float = 0.0  # of tokens, padding included
+
+    def add(self, part: LossSums, batch: Batch) -> None:
+        self.citation += part.citation.item()
+        self.answer += part.answer.item()
+        self.citations_right += part.citations_right
+        self.places += batch.token_ids.numel() if bool((batch.targets != NONE).any()) else 0
+
+    def over_all(self, worker: Worker, device: Any) -> "_Sums":
+        import torch
+
+        sums = torch.tensor([self.citation, self.answer, self.citations_right, self.places], dtype=torch.float64, device=device)
+        worker.sum(sums)
+        return _Sums(*sums.tolist())
+
+
+def _losses(sums: _Sums, citation_tokens: int, answer_tokens: int, settings: Training) -> dict[str, Any]:
+    import torch
+
+    citation, answer = torch.tensor([sums.citation, sums.answer], dtype=torch.float64)
+    return {
+        "loss": weighted(citation, answer, citation_tokens, answer_tokens, settings.citation_weight).item(),
+        "citation_loss": sums.citation / citation_tokens,
+        "answer_loss": sums.answer / answer_tokens,
+        "citation_accuracy": sums.citations_right / citation_tokens,
         "target_tokens": citation_tokens + answer_tokens,
     }
 
 
-def _on_device(rows: Sequence[TrainingRow], max_tokens: int, device: Any) -> Iterator[Any]:
-    from dataclasses import replace
+class _Metrics:
+    """``metrics.jsonl``: the first worker appends a line at a time; those of steps that are done again are removed first."""
 
-    for batch in micro_batches(rows, max_tokens):
-        padded = collate(batch, pad_id=0)
-        yield replace(
-            padded,
-            token_ids=padded.token_ids.to(device),
-            targets=padded.targets.to(device),
-            attention_mask=padded.attention_mask.to(device),
-        )
+    def __init__(self, path: Path, worker: Worker, after_step: int):
+        self._path = path if worker.rank == 0 else None
+        if self._path:
+            whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a line that was cut by a kill is none
+            kept = [line for line in whole if json.loads(line)["step"] <= after_step]
+            unfinished = path.with_name(f".{path.name}")
+            unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            unfinished.replace(path)
 
-
-def _restore(folder: Path, optimiser: Any, schedule: Any, worker: Worker) -> Progress:
-    import torch
-
-    state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    if worker.rank == 0:  # whose state it is
-        torch.set_rng_state(state["random"])
-    return Progress(state["step"], state["metrics"])
-
-
-def _agreed(wanted: bool, worker: Worker, device: Any) -> bool:
-    """Rank 0's clock decides for all, so that every worker checkpoints at the same step."""
-    import torch
-
-    if worker.count == 1:
-        return wanted
-    decision = torch.tensor([int(wanted)], device=device)
-    torch.distributed.broadcast(decision, src=0)
-    return bool(decision.item())
+    def write(self, line: dict[str, Any]) -> None:
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

@@ -17,8 +17,6 @@ class LossSums:
     citation: "torch.Tensor"
     answer: "torch.Tensor"
     citations_right: int  # citation tokens that the model would have written itself
-    citation_tokens: int
-    answer_tokens: int
 
 
 def loss_sums(model: Any, batch: Batch) -> LossSums:
@@ -26,11 +24,11 @@ def loss_sums(model: Any, batch: Batch) -> LossSums:
     import torch
     from torch.nn.functional import cross_entropy
 
-    predicts = batch.targets[:, 1:]  # the token at i is predicted from those up to i - 1
+    predicts = batch.targets[:, 1:]  # the token at i is predicted from those up to i - 1; a row begins with no target
     columns = (predicts != NONE).any(dim=0).nonzero().squeeze(1)
-    # Without a mask attention is plainly causal, which is faster; one is needed only for padding.
-    mask = None if batch.attention_mask.all() else batch.attention_mask
-    logits = model(input_ids=batch.token_ids, attention_mask=mask, logits_to_keep=columns).logits.float()
+    logits = model(
+        input_ids=batch.token_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, logits_to_keep=columns
+    ).logits.float()
     labels, kinds = batch.token_ids[:, 1:][:, columns], predicts[:, columns]
     losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     is_citation, is_answer = kinds == CITATION, kinds == ANSWER
@@ -41,8 +39,6 @@ def loss_sums(model: Any, batch: Batch) -> LossSums:
         citation=torch.where(is_citation, losses, zero).sum(),
         answer=torch.where(is_answer, losses, zero).sum(),
         citations_right=int(right.sum()),
-        citation_tokens=int(is_citation.sum()),
-        answer_tokens=int(is_answer.sum()),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from aloftrag.prompts import rag
 from aloftrag.prompts.chat import Message, content_spans, encode_content, encode_template, render
 
@@ -19,8 +21,8 @@ class TrainingRow:
     """One chat as the model reads it."""
 
     chat_id: str
-    token_ids: list[int]
-    targets: list[int]  # per token: NONE (not learned), CITATION (the numbers), ANSWER (the rest of the reply and its end)
+    token_ids: Sequence[int] | np.ndarray
+    targets: Sequence[int] | np.ndarray  # per token: NONE (not learned), CITATION (the numbers), ANSWER (the rest of the reply and its end)
 
     def __len__(self) -> int:
         return len(self.token_ids)

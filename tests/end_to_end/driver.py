@@ -62,3 +62,16 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> 
 def some_files(folder: Path, pattern: str) -> Callable[[], bool]:
     """A condition: a file that matches is there."""
     return lambda: any(folder.glob(pattern))
+
+
+def workers(driver: int, name: str) -> list[int]:
+    """The processes below a driver whose title begins so."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    processes = {int(pid): (int(parent), title) for pid, parent, title in (line.split(None, 2) for line in listed.splitlines())}
+
+    def is_below(pid: int) -> bool:
+        while pid in processes and pid != driver:
+            pid = processes[pid][0]
+        return pid == driver
+
+    return [pid for pid, (_, title) in processes.items() if title.startswith(name) and is_below(pid)]

@@ -42,7 +42,7 @@ def texts(tmp_path: Path) -> Path:
         ({"annotation": {"worked_examples": 99}}, ["annotation.worked_examples", "99"]),
         ({"evaluation": {"gold": "nowhere.parquet"}}, ["evaluation.gold", "nowhere.parquet"]),
         ({"evaluation": {"held_out": 0.0}}, ["evaluation.held_out", "evaluation.gold"]),
-        ({"training": {"unanswerable": 0.1}}, ["training.unanswerable", "not available yet"]),
+        ({"training": {"unanswerable": 0.1}}, ["training.unanswerable", "expected negatives.relative_margin too"]),
         ({"resources": {"training_workers": 2}}, ["resources.training_workers", "examples_per_step"]),
     ],
 )

@@ -6,9 +6,14 @@ last write and its manifest, and in training, and started again each time.
 
 from pathlib import Path
 
+import pytest
+
 from aloftrag import artifacts
+from aloftrag.training import row_store
+from aloftrag.training.row_store import RowStore
 from tests.end_to_end.driver import ended, finish, kill_when, some_files, start
-from tests.end_to_end.small_job import hold_trained
+from tests.end_to_end.small_job import hold_trained, sections
+from tests.steps.training_rows import trained, write_run
 
 # Tells which files step 1 wrote and when, and is killed when step 4 is done but for its manifest.
 KILL_BEFORE_MANIFEST = """
@@ -31,12 +36,7 @@ def written(run: Path) -> set[str]:
     return {f"WRITTEN {file} {file.stat().st_mtime_ns}" for file in run.glob(".work/annotate-*/texts/*.parquet")}
 
 
-def registered_checkpoint(run: Path) -> bool:
-    """Whether Ray Train has not only written a checkpoint but also written down that it did."""
-    return any("checkpoint_dir_name" in file.read_text() for file in run.glob(".work/tune_adapter-*/checkpoints/*_snapshot.json"))
-
-
-def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tmp_path: Path) -> None:
+def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tiny_llm: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "test" / "en"
     arguments = ["run", str(small_job), "--runs", str(tmp_path / "runs")]
 
@@ -54,7 +54,7 @@ def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tmp
     assert artifacts.manifest(run / "negatives") is None
 
     # In training: a checkpoint is there.
-    kill_when(start(arguments), lambda: registered_checkpoint(run))
+    kill_when(start(arguments), some_files(run, ".work/tune_adapter-*/checkpoints/step-*"))
     assert artifacts.manifest(run / "adapter") is None
     (metrics,) = run.glob(".work/tune_adapter-*/metrics.jsonl")
     first_step = artifacts.read_jsonl(metrics)[0]
@@ -62,4 +62,12 @@ def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tmp
     output = finish(start([*arguments, "--only", "tune_adapter"]))
     assert output.count("done before") == 4  # texts, annotations, negatives, chats
     hold_trained(run)
-    assert artifacts.read_jsonl(run / "adapter" / "metrics.jsonl")[0] == first_step  # the same seconds: it was not done again
+    steps = artifacts.read_jsonl(run / "adapter" / "metrics.jsonl")
+    assert steps[0] == first_step  # the same seconds: it was not done again
+
+    row_store.write(run / "chats", "train", tmp_path / "rows")
+    rows = RowStore(tmp_path / "rows")
+    undisturbed = write_run(
+        tmp_path / "undisturbed", tiny_llm, [rows[number] for number in range(len(rows))], **sections(tiny_llm)["training"]
+    )
+    assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in trained(undisturbed)], rel=5e-3)

@@ -2,26 +2,12 @@
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.driver import finish, some_files, start, wait_for
+from tests.end_to_end.driver import finish, some_files, start, wait_for, workers
 from tests.end_to_end.small_job import hold_whole
-
-
-def workers(driver: int, name: str) -> list[int]:
-    """The processes below a driver whose title begins so."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    processes = {int(pid): (int(parent), title) for pid, parent, title in (line.split(None, 2) for line in listed.splitlines())}
-
-    def is_below(pid: int) -> bool:
-        while pid in processes and pid != driver:
-            pid = processes[pid][0]
-        return pid == driver
-
-    return [pid for pid, (_, title) in processes.items() if title.startswith(name) and is_below(pid)]
 
 
 @pytest.mark.faults
@@ -33,7 +19,7 @@ def test_a_run_whose_workers_are_killed_ends_whole(small_job: Path, tmp_path: Pa
         for name, moment in (
             ("VLLM::EngineCore", ".work/annotate-*/in_flight/*.jsonl"),
             ("ray::MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/checkpoints/*/*[!g].parquet"),
-            ("ray::RayTrainWorker", ".work/tune_adapter-*/checkpoints/checkpoint_*/trainer_state.pt"),
+            ("ray::RayTrainWorker", ".work/tune_adapter-*/checkpoints/step-*"),
         ):
             wait_for(process, some_files(run, moment))
             found = workers(process.pid, name)

@@ -122,43 +122,51 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, str]) -> None
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_the_adapter_loads_with_plain_peft_and_changes_the_model(finished: tuple[Path, str], smollm2: Path) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    token_ids = torch.arange(100, 140)[None]
-    with torch.no_grad():
-        before = base(token_ids).logits
-        after = PeftModel.from_pretrained(base, finished[0] / "adapter")(token_ids).logits
-    assert not torch.allclose(before, after, atol=1e-3)
-
-
 VLLM = """
-import os, sys
+import json, os, sys
 os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0")
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 if __name__ == "__main__":
     model, adapter = sys.argv[1:]
     llm = LLM(model, dtype="float32", enforce_eager=True, enable_lora=True, max_lora_rank=16, max_model_len=256)
-    sampling = SamplingParams(temperature=0, max_tokens=1, logprobs=1)
+    sampling = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
     prompt = {"prompt_token_ids": list(range(100, 140))}
     for request in (None, LoRARequest("adapter", 1, adapter)):
         (output,) = llm.generate([prompt], sampling, lora_request=request)
-        (logprob,) = output.outputs[0].logprobs[0].values()
-        print("LOGPROB", logprob.logprob)
+        print("LOGPROBS", json.dumps({token: found.logprob for token, found in output.outputs[0].logprobs[0].items()}))
 """
 
 
-def test_the_adapter_loads_with_plain_vllm_and_changes_the_model(finished: tuple[Path, str], smollm2: Path, tmp_path: Path) -> None:
+def test_plain_vllm_and_plain_peft_load_the_adapter_and_agree_on_the_next_token(
+    finished: tuple[Path, str], smollm2: Path, tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = finished[0] / "adapter"
+    assert artifacts.read_json(adapter / "adapter_config.json")["base_model_name_or_path"] == str(smollm2)
     (tmp_path / "serve.py").write_text(VLLM)
-    command = [sys.executable, str(tmp_path / "serve.py"), str(smollm2), str(finished[0] / "adapter")]
+    command = [sys.executable, str(tmp_path / "serve.py"), str(smollm2), str(adapter)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    base, adapter = (float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("LOGPROB"))
-    assert abs(base - adapter) > 1e-4  # few steps; the same computed twice differs by 1e-6
+    in_vllm = [json.loads(line.partition(" ")[2]) for line in result.stdout.splitlines() if line.startswith("LOGPROBS")]
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    token_ids = torch.arange(100, 140)[None]
+    with torch.no_grad():
+        in_peft = [base(token_ids).logits[0, -1].log_softmax(-1)]
+        in_peft.append(PeftModel.from_pretrained(base, adapter)(token_ids).logits[0, -1].log_softmax(-1))  # this changes the base
+    for served, logprobs in zip(in_vllm, in_peft, strict=True):
+        assert len(served) >= 20
+        assert [logprobs[int(token)].item() for token in served] == pytest.approx(list(served.values()), abs=1e-2)
+    changed = [in_vllm[1][token] - in_vllm[0][token] for token in in_vllm[0].keys() & in_vllm[1].keys()]
+    assert max(map(abs, changed)) > 1e-4  # few steps; the same computed twice differs by 1e-6
+
+
+def test_the_adapters_card_tells_the_scores(finished: tuple[Path, str]) -> None:
+    card = (finished[0] / "adapter" / "README.md").read_text()
+    assert f"verdict {artifacts.read_json(finished[0] / 'scores.json')['verdict']}" in card
 
 
 def test_ask_prints_the_cited_texts_and_then_an_answer(finished: tuple[Path, str]) -> None:

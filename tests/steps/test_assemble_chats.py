@@ -1,4 +1,4 @@
-"""Step 5a: what is kept and why not, and what stands in a chat. Without Ray."""
+"""Step 5a: what is kept and why not, and what stands in a chat."""
 
 import random
 from collections import Counter
@@ -14,8 +14,12 @@ from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.retrieval import guard
 from aloftrag.steps import assemble_chats
+from aloftrag.training.chats import ChatPlan, Turn, chat_row, plan_chats, write_messages
+from aloftrag.training.rows import training_row
 from tests.steps import tables
 from tests.steps.tables import Row, annotation, negative
+
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 ALL_TRAIN: dict[str, Any] = {"evaluation": {"gold": "not_read_here.jsonl"}, "training": {"validation": 0.0}}
 
@@ -229,8 +233,8 @@ def test_the_order_of_a_chat_does_not_depend_on_which_other_questions_there_are(
         for key in QUESTION_IDS
     ]
     job = new_run(negatives={"contexts": 4}).job
-    whole = {plan.chat_id: plan for plan in assemble_chats.plan_chats(pl.DataFrame(rows), job)}
-    part = {plan.chat_id: plan for plan in assemble_chats.plan_chats(pl.DataFrame(rows[10:20]), job)}
+    whole = {plan.chat_id: plan for plan in plan_chats(pl.DataFrame(rows), job)}
+    part = {plan.chat_id: plan for plan in plan_chats(pl.DataFrame(rows[10:20]), job)}
     assert len(part) == 10
     assert part == {key: whole[key] for key in part}
 
@@ -253,9 +257,9 @@ def two_texts(**of_b: Any) -> list[Row]:
     ]
 
 
-def planned(new_run: Any, rows: list[Row], per_chat: int) -> dict[str, assemble_chats.ChatPlan]:
+def planned(new_run: Any, rows: list[Row], per_chat: int) -> dict[str, ChatPlan]:
     job = new_run(negatives={"contexts": 2}, training={"questions_per_chat": per_chat}).job
-    return {plan.chat_id: plan for plan in assemble_chats.plan_chats(pl.DataFrame(rows), job)}
+    return {plan.chat_id: plan for plan in plan_chats(pl.DataFrame(rows), job)}
 
 
 def test_a_question_is_not_asked_beside_a_text_that_may_answer_it_too(new_run: Any) -> None:
@@ -273,16 +277,19 @@ def test_of_two_questions_about_a_text_one_may_not_fit_beside_the_others_context
     assert {turn.question_id for turn in plans["a-1"].turns} == {"a-1"}
 
 
+def cited(plan: ChatPlan, statement: str | None = None) -> dict[str, str]:
+    """What stands under the heading of the references, by question."""
+    messages = write_messages(plan, {text: f"Text {text}." for text in plan.context_ids}, "English", statement)
+    return {
+        turn.question_id: reply["content"].partition("### Reference\n")[2].partition("\n")[0]
+        for turn, reply in zip(plan.turns, messages[2::2], strict=True)
+    }
+
+
 def test_a_text_that_answers_a_question_too_is_cited_with_its_own(new_run: Any) -> None:
     plan = planned(new_run, two_texts(also_positive=["a"]), 3)["a-0"]
-    chat = assemble_chats.render(plan, {"a": "Text a.", "b": "Text b."}, "English")
-    cited = {
-        question: turn["content"].partition("### Reference\n")[2].partition("\n")[0]
-        for question, turn in zip(chat["question_ids"], chat["messages"][2::2], strict=True)
-    }
     place = plan.context_ids.index("a") + 1
-    assert cited == {"a-0": str(place), "a-1": str(place), "b-0": "1, 2"}
-    assert dict(zip(chat["question_ids"], chat["positive_positions"], strict=True))["b-0"] == plan.context_ids.index("b") + 1
+    assert cited(plan) == {"a-0": str(place), "a-1": str(place), "b-0": "1, 2"}
 
 
 def test_what_may_answer_is_what_was_skipped_for_it_and_no_verdict_was_given_on() -> None:
@@ -351,6 +358,22 @@ def test_each_kept_question_is_asked_and_with_one_a_chat_in_a_chat_of_its_own(pe
         assert all(chat["question_ids"] == [chat["chat_id"]] for chat in made)
 
 
+def test_a_question_whose_chats_were_cut_is_asked_in_another(new_run: Any, work: Path) -> None:
+    training = {"questions_per_chat": 16, "validation": 0.0}
+    whole = chats_of(ring_run(new_run(name="whole", negatives={"contexts": 4}, training=training, evaluation={"gold": "g.jsonl"})), work)
+    longest = max(len(chat["token_ids"]) for chat in whole)
+    for cut in (10, 60, 150):
+        run = new_run(
+            name=f"cut-{cut}", negatives={"contexts": 4}, training={**training, "max_tokens": longest - cut}, evaluation={"gold": "g.jsonl"}
+        )
+        counts = assemble_chats.make(ring_run(run), run.artifact("chats"), work)
+        made = tables.read(run.artifact("chats"), "chat_id")
+        assert counts["contexts_left_out"]
+        assert all(len(chat["token_ids"]) <= longest - cut for chat in made)
+        assert {question for chat in made for question in chat["question_ids"]} == set(QUESTION_IDS)
+        assert len({chat["chat_id"] for chat in made}) == len(made) == counts["chats"]
+
+
 def test_a_held_out_text_may_be_a_context_of_training(chats: Any, new_run: Any) -> None:
     made = chats(evaluation={"held_out": 0.3}, training={"validation": 0.0})
     held_out = {row["text_id"] for row in tables.read(new_run().artifact("selection"), "question_id") if row["split"] == "held_out"}
@@ -371,7 +394,17 @@ def test_what_was_left_out_is_counted_by_reason(new_run: Any, work: Path) -> Non
     tables.write(run.artifact("annotations"), schemas.ANNOTATIONS, rows)
     counts = assemble_chats.make(run, run.artifact("chats"), work)
     left_out = {"text rated too low": 6, "text without a rating": 6, "no usable question": 6}
-    assert counts == {"questions": 60, "kept": {"train": 42}, "left_out": left_out, "chats": 42, "turns": 42}
+    tokens = sum(len(chat["token_ids"]) for chat in tables.read(run.artifact("chats"), "chat_id"))
+    assert counts == {
+        "questions": 60,
+        "kept": {"train": 42},
+        "left_out": left_out,
+        "chats": 42,
+        "turns": 42,
+        "tokens": tokens,
+        "unanswerable": 0,
+        "contexts_left_out": 0,
+    }
 
 
 @pytest.mark.parametrize("evaluated", [ALL_TRAIN, {}])
@@ -386,3 +419,123 @@ def test_when_no_question_is_held_out_the_setting_is_named(new_run: Any, work: P
     run = ring_run(new_run(negatives={"contexts": 4}, evaluation={"held_out": 1e-9}))
     with pytest.raises(RunError, match=r"evaluation\.held_out = 1e-09 holds out no text"):
         assemble_chats.make(run, run.artifact("chats"), work)
+
+
+# How many contexts, which, and what fits.
+
+
+def test_a_chat_is_stored_as_the_model_reads_it(chats: Any, smollm2_tokenizer: Any) -> None:
+    for chat in chats(**ALL_TRAIN)[:5]:
+        row = training_row(smollm2_tokenizer, chat["chat_id"], chat["messages"])
+        assert (chat["token_ids"], chat["targets"]) == (row.token_ids, row.targets)
+
+
+def test_with_a_range_of_contexts_each_number_is_drawn_and_the_nearest_stay(new_run: Any, work: Path) -> None:
+    run = ring_run(new_run(negatives={"contexts": [2, 4]}, **ALL_TRAIN))
+    chats = {chat["chat_id"]: chat for chat in chats_of(run, work)}
+    counts = Counter(len(chat["context_ids"]) for chat in chats.values())
+    assert counts.keys() == {2, 3, 4}
+    assert min(counts.values()) > 8  # of 60
+    for key, chat in chats.items():
+        assert sorted(chat["context_ids"]) == sorted([key[:2], *neighbours(key)[: len(chat["context_ids"]) - 1]])
+
+
+GUARDED: dict[str, Any] = {"negatives": {"contexts": 3, "relative_margin": 0.1}}
+STATEMENT = "The texts do not say."
+
+
+def test_of_some_chats_the_text_is_withheld_and_the_reply_cites_none_and_says_so(new_run: Any, work: Path) -> None:
+    run = ring_run(new_run(**GUARDED, evaluation={"gold": "g.jsonl"}, training={"validation": 0.0, "unanswerable": 0.5}))
+    chats = chats_of(run, work)
+    withheld = [chat for chat in chats if chat["positive_positions"] == [None]]
+    assert 18 < len(withheld) < 42  # of 60, within three standard deviations of 30
+    for chat in chats:
+        key, reply = chat["chat_id"], chat["messages"][-1]["content"]
+        assert "none" in chat["messages"][0]["content"]  # it is told that this may be
+        assert len(chat["context_ids"]) == 3
+        if chat in withheld:
+            assert sorted(chat["context_ids"]) == sorted(neighbours(key))
+            assert reply == f"### Reference\nnone\n\n### Answer\n{STATEMENT}"
+        else:
+            assert sorted(chat["context_ids"]) == sorted([key[:2], *neighbours(key)[:2]])
+            assert "none" not in reply
+
+
+@pytest.mark.parametrize("known", [{"also_positive": ["x"]}, {"doubtful": ["x"]}, {"negative_ids": ["a"]}])
+def test_nothing_is_withheld_where_another_text_may_answer_or_none_can_stand_in(known: Row, new_run: Any) -> None:
+    job = new_run(negatives={"contexts": 2, "relative_margin": 0.1}, training={"unanswerable": 0.999}).job
+    row: Row = {"question_id": "b-0", "text_id": "b", "question": "?", "answer": "!", "negative_ids": ["a", "c"], "split": "train"}
+    (withheld,) = plan_chats(pl.DataFrame([{**row, **NOTHING_SKIPPED}]), job)
+    (kept,) = plan_chats(
+        pl.DataFrame(
+            [{**row, **NOTHING_SKIPPED, **known}], schema_overrides={"also_positive": pl.List(pl.String), "doubtful": pl.List(pl.String)}
+        ),
+        job,
+    )
+    assert sorted(withheld.context_ids) == ["a", "c"]
+    assert sorted(kept.context_ids) == ["a", "b"]
+
+
+def test_beside_a_withheld_text_the_questions_about_the_others_are_asked_as_ever(new_run: Any) -> None:
+    job = new_run(negatives={"contexts": 2, "relative_margin": 0.1}, training={"unanswerable": 0.999, "questions_per_chat": 4}).job
+    rows = [
+        {
+            "question_id": f"{text}-0",
+            "text_id": text,
+            "question": "?",
+            "answer": "!",
+            "negative_ids": others,
+            "split": "train",
+            **NOTHING_SKIPPED,
+        }
+        for text, others in (("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"]))
+    ]
+    plan = next(plan for plan in plan_chats(pl.DataFrame(rows), job) if plan.chat_id == "a-0")
+    found = cited(plan, STATEMENT)
+    assert found.pop("a-0") == "none"
+    assert found == {f"{text}-0": str(plan.context_ids.index(text) + 1) for text in ("b", "c")}
+
+
+LONG = {"own": "Own. " * 30, "near": "Near. " * 30, "far": "Far. " * 30}
+
+
+def fitted(tokenizer: Any, longest: int) -> Row | None:
+    turns = [
+        Turn("own-0", "own", "Whose?", "mine"),
+        Turn("own-1", "own", "And whose is that?", "mine too"),
+        Turn("far-0", "far", "How far?", "far"),
+    ]
+    plan = ChatPlan("own-0", "train", ["far", "own", "near"], turns, ("near", "far"))
+    return chat_row(plan, LONG, "English", None, tokenizer, longest)
+
+
+def test_contexts_that_do_not_fit_are_left_out_the_least_similar_first_then_further_questions(smollm2_tokenizer: Any) -> None:
+    whole = fitted(smollm2_tokenizer, 10_000)
+    assert whole is not None
+    assert (whole["context_ids"], whole["question_ids"]) == (["far", "own", "near"], ["own-0", "own-1", "far-0"])
+    expected = [
+        (["own", "near"], ["own-0", "own-1"], [1, 1]),  # without the far one and what is asked about it
+        (["own"], ["own-0", "own-1"], [1, 1]),
+        (["own"], ["own-0"], [1]),
+    ]
+    longest = len(whole["token_ids"])
+    for context_ids, question_ids, positions in expected:
+        row = fitted(smollm2_tokenizer, longest - 1)
+        assert row is not None
+        assert (row["context_ids"], row["question_ids"], row["positive_positions"]) == (context_ids, question_ids, positions)
+        assert fitted(smollm2_tokenizer, len(row["token_ids"])) == row  # as many tokens as are allowed fit
+        longest = len(row["token_ids"])
+    assert fitted(smollm2_tokenizer, longest - 1) is None
+
+
+def test_a_question_that_is_too_long_with_its_own_text_is_left_out_with_the_reason(new_run: Any, work: Path) -> None:
+    run = ring_run(new_run(negatives={"contexts": 4}, training={"validation": 0.0, "max_tokens": 400}, evaluation={"gold": "g.jsonl"}))
+    rows = [annotation(key, **({"question": "Why? " * 300} if key == "07-1" else {})) for key in QUESTION_IDS]
+    tables.write(run.artifact("annotations"), schemas.ANNOTATIONS, rows)
+    counts = assemble_chats.make(run, run.artifact("chats"), work)
+    selection = {row["question_id"]: row for row in tables.read(run.artifact("selection"), "question_id")}
+    assert (selection["07-1"]["split"], selection["07-1"]["drop_reason"]) == (None, assemble_chats.TOO_LONG)
+    assert selection["07-0"]["split"] == "train"
+    assert counts["left_out"] == {assemble_chats.TOO_LONG: 1}
+    assert counts["chats"] == 59
+    assert all("07-1" not in chat["question_ids"] for chat in tables.read(run.artifact("chats"), "chat_id"))

@@ -34,6 +34,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in STEPS:
         monkeypatch.setattr(pipeline.STEPS[name], "make", stub(name))
+    monkeypatch.setattr(pipeline.model_card, "tell_scores", lambda run: None)
     monkeypatch.setattr(pipeline.report, "write", lambda run: (run.folder / "report.html").write_text("page"))
     return names
 

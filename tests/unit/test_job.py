@@ -10,7 +10,7 @@ import yaml
 
 import aloftrag
 from aloftrag.errors import UsageError
-from aloftrag.job import NOT_BUILT_YET, Job, Section, load
+from aloftrag.job import NOT_BUILT_YET, PRESETS, Job, Section, Training, load
 
 # The contract's defaults (design.md), and the three keys that have none.
 REQUIRED = """
@@ -132,9 +132,26 @@ def test_an_unknown_key_is_an_error_that_names_file_and_key(write: Any, added: s
         ("name: ../up", "name", "pattern"),
         ("name: ''", "name", "pattern"),
         ("resources: {training_workers: 2}", "resources.training_workers", "does not divide training.examples_per_step (1)"),
-        ("resources: {training_workers: [1, 2]}", "resources.training_workers", "not available yet"),
+        ("{resources: {training_workers: [1, 3]}, training: {examples_per_step: 4}}", "resources.training_workers", "3 does not divide"),
+        ("{resources: {training_workers: [4, 2]}, training: {examples_per_step: 4}}", "resources.training_workers", "[fewest, most]"),
+        (
+            "{resources: {training_workers: [1, 2]}, training: {examples_per_step: 4, strategy: deepspeed-zero3}}",
+            "resources.training_workers",
+            "expected one number",
+        ),
+        ("training: {strategy: deepspeed-zero3}", "training.strategy", "there would be one"),
+        (
+            "{resources: {training_workers: 1}, training: {examples_per_step: 4, strategy: deepspeed-zero2}}",
+            "training.strategy",
+            "there would be one",
+        ),
+        ("training: {lora_r: 1000}", "training.lora_r", "512"),
+        ("training: {unanswerable: 0.1}", "training.unanswerable", "expected negatives.relative_margin too"),
+        ("training: {keep: best, validation: 0.0}", "training.keep", "expected a share for training.validation"),
+        ("training: {preset: small}", "training.preset", "'paper' or 'small-model'"),
         ("negatives: {verify: true}", "negatives.verify", "relative_margin or near_duplicate_similarity"),
-        ("negatives: {contexts: [3, 5]}", "negatives.contexts", "not available yet"),
+        ("negatives: {contexts: [5, 3]}", "negatives.contexts", "[fewest, most]"),
+        ("negatives: {contexts: [1, 3]}", "negatives.contexts", "from 2 on"),
         ("evaluation: {gold: [], held_out: 0.0}", "evaluation.held_out", "nothing to evaluate with"),
         ("{models: {llm: 'http://h:1/v1'}, engine: {options: {block_size: 32}}}", "engine.options", "models.llm is a server"),
         ("{annotation: {layout: text-first, worked_examples: 3}}", "annotation.layout", "cannot go together"),
@@ -165,11 +182,6 @@ OTHER_VALUES = {
     "negatives.near_duplicate_similarity": 0.9,
     "negatives.relative_margin": "auto",
     "negatives.verify": True,
-    "training.preset": "small-model",
-    "training.unanswerable": 0.1,
-    "training.keep": "best",
-    "training.batching": "packed",
-    "training.strategy": "deepspeed-zero2",
     "evaluation.judge": "a/b",
     "evaluation.retrieval": "as-is",
     "resources.max_gpus": 1,
@@ -183,6 +195,24 @@ def test_a_setting_that_is_not_built_yet_is_refused_and_its_default_is_not(write
         f"{path}: {key}: {OTHER_VALUES[key]!r} is not available yet; expected "
     )
     assert load(path).get(key) in NOT_BUILT_YET[key]
+
+
+def test_a_preset_fills_in_what_the_job_file_does_not_give(write: Any) -> None:
+    preset = PRESETS["small-model"]
+    assert preset
+    training = load(write(REQUIRED + "training: {preset: small-model, learning_rate: 0.5}")).training
+    assert training.learning_rate == 0.5
+    given = {"preset": "small-model", "learning_rate": 0.5}
+    assert training.model_dump() == {**Training().model_dump(), **preset, **given}
+    assert load(write(REQUIRED), ["training.preset=paper"]).training == Training()
+    assert load(write(REQUIRED), ["training.preset=small-model"]).for_language("en").resolved().training == Training(preset="small-model")
+
+
+def test_contexts_and_workers_may_be_ranges(write: Any) -> None:
+    ranges = ["negatives.contexts=[2, 10]", "training.examples_per_step=8", "resources.training_workers=[2, 8]"]
+    job = load(write(REQUIRED), ranges)
+    assert (job.contexts, job.context_range, job.resources.training_workers) == (10, (2, 10), (2, 8))
+    assert load(write(REQUIRED + "negatives: {contexts: 4}")).context_range == (4, 4)
 
 
 def test_the_language_code_is_filled_into_every_path(write: Any) -> None:
@@ -275,7 +305,10 @@ ALSO_HELD_AS = {"training": "settings", "embedder_prompts": "prompts"}
 READ_THROUGH = {"languages": "language", "evaluation.gold": "gold_paths"}
 
 
-@pytest.mark.parametrize("key", sorted(set(keys_of(Job)) - set(NOT_BUILT_YET)))
+IN_JOB_ITSELF = {"training.preset"}  # it fills in others
+
+
+@pytest.mark.parametrize("key", sorted(set(keys_of(Job)) - set(NOT_BUILT_YET) - IN_JOB_ITSELF))
 def test_every_key_of_the_job_file_is_read(key: str) -> None:
     *above, name = key.split(".")
     section = above[-1] if above else "job"

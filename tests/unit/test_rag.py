@@ -87,6 +87,28 @@ def test_a_reply_is_read_as_freely_as_its_meaning_is_clear(reply: str, expected:
     assert rag.read(reply, contexts=3) == expected
 
 
+def test_a_reply_that_cites_none_is_read_and_is_in_the_form_where_it_may_be() -> None:
+    content = rag.reply_turn([], "The texts do not say.")["content"]
+    assert rag.read(content, contexts=3, may_be_absent=True) == Reply([], "The texts do not say.")
+    assert rag.read(content, contexts=3) is None
+    assert re.fullmatch(rag.form(3, may_be_absent=True), content)
+    assert not re.fullmatch(rag.form(3), content)
+    assert re.fullmatch(rag.form(3, may_be_absent=True), replied("1, 3"))
+    assert rag.reply_parts(content)[1] == "none"
+
+
+@pytest.mark.parametrize("end", range(len("### Reference\nnone\n\n### Answer\nno")))
+def test_every_beginning_of_a_reply_that_keeps_the_form_may_keep_it(end: int) -> None:
+    for reply in ("### Reference\nnone\n\n### Answer\nno", "### Reference\n1, 12\n\n### Answer\n6"):
+        assert rag.may_keep_form(reply[:end])
+
+
+def test_that_an_answer_may_be_absent_is_said_only_where_it_is_taught() -> None:
+    (said, _), (unsaid, _) = (rag.first_turns(["a"], "Who?", "English", may_be_absent=may) for may in (True, False))
+    assert "none" in said["content"].removeprefix(unsaid["content"])
+    assert "none" not in unsaid["content"]
+
+
 def test_a_reply_that_cites_a_text_twice_keeps_no_form() -> None:
     assert rag.read(replied("2, 2"), contexts=3) is None
 
