@@ -25,7 +25,9 @@ class Completion:
 
     text: str
     ended: bool  # False when the token limit cut it
-    first_tokens: dict[str, float] | None = None  # probabilities of the candidates for the first token, where the prompt wants them
+    # Where the prompt wants alternatives:
+    first_tokens: dict[str, float] | None = None  # probabilities of the candidates for the first token
+    logprob: float | None = None  # of the whole text
 
 
 class Engine(Protocol):

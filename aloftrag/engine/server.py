@@ -82,7 +82,9 @@ class ServerEngine:
             except APIError as error:
                 raise RunError(f"models.llm: {self._url} gave no answer: {error}") from error
         (choice,) = answer.choices
-        return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs))
+        logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
+        logprob = sum(logprobs) if logprobs else None
+        return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs), logprob)
 
     def close(self) -> None:
         """The server is not ours to end."""

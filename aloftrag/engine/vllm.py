@@ -67,7 +67,9 @@ class VllmEngine:
             raise EngineDead(str(error)) from error
         assert last is not None, f"the engine ended request {request_id} without a reply"
         (completion,) = last.outputs
-        return Completion(completion.text, completion.finish_reason == "stop", _first_tokens(completion.logprobs))
+        return Completion(
+            completion.text, completion.finish_reason == "stop", _first_tokens(completion.logprobs), completion.cumulative_logprob
+        )
 
     def close(self) -> None:
         """End the engine's own process."""

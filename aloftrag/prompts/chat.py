@@ -123,7 +123,7 @@ class ChatPrompt:
     max_tokens: int
     prefill: str = ""
     form: str | None = None
-    alternatives: int = 0  # how many candidates for the first token are wanted with their probabilities
+    alternatives: int = 0  # how many candidates for the first token are wanted with their probabilities, and that of the reply
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """The prompt as the model reads it."""

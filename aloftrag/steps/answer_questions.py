@@ -28,6 +28,7 @@ from aloftrag.retrieval import near_duplicates, shards
 from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.text_store import TextStore
 from aloftrag.retrieval.vectors import embed, vectors_of
+from aloftrag.training import base_model
 
 MAKES = "answers"
 BESIDE: tuple[str, ...] = ("questions",)
@@ -35,6 +36,9 @@ NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives", "chats", "adapter
 VERSION = 3
 
 FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
+# How far the log-probabilities of equal replies of one model may be apart: float32; bfloat16 (not yet measured on a GPU).
+_ROUNDING_CPU, _ROUNDING_GPU = 1e-4, 0.05
+_SAME = 0.9
 _BEGINNING_TOKENS = 16  # enough to see whether a reply begins in the asked form
 _ASKED = pa.schema(
     [
@@ -47,6 +51,8 @@ _REPLIES = pa.schema(
         pa.field("question_id", pa.string(), nullable=False),
         pa.field("free", pa.string()),  # null: not asked, or cut at the token limit
         pa.field("constrained", pa.string()),
+        pa.field("free_logprob", pa.float64()),
+        pa.field("constrained_logprob", pa.float64()),
     ]
 )
 
@@ -70,6 +76,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``answers`` artifact and beside it ``questions``; returns its counts."""
+    base_model.hold_adapter(run.artifact("adapter"), run.job)
     questions = run.artifact("questions")
     counts = _prepare_questions(run, questions, work)
     constrained = run.job.evaluation.constrained
@@ -77,14 +84,33 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     free_form = _form_kept(base, questions, run.job)
     is_constrained = free_form < FORMAT_KEPT if constrained == "auto" else constrained
     adapter = _ask(run, questions, work, "adapter", _adapter_starter(run, work), free=not is_constrained, constrained=is_constrained)
+    scored = "constrained" if is_constrained else "free"
+    _hold_applied(base, adapter, scored, _ROUNDING_GPU if pool.gpus() else _ROUNDING_CPU)
     for variant, replies in (("base", base), ("adapter", adapter)):
         table = answers_table(
             artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained, may_be_absent=run.job.may_be_absent
         )
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
-    scored = "constrained" if is_constrained else "free"
     unanswered = base[scored].null_count + adapter[scored].null_count
     return {**counts, "unanswered": unanswered, "constrained": is_constrained, "base_format_ok_free": free_form}
+
+
+def _hold_applied(base: pa.Table, adapter: pa.Table, scored: str, rounding: float) -> None:
+    """Raises ``RunError`` when the adapter answers as the base does, in nine of ten questions or more, down to the probabilities."""
+    of_base = {row["question_id"]: row for row in base.to_pylist()}
+    pairs = [(of_base[row["question_id"]], row) for row in adapter.to_pylist()]
+    replied = [(one, other) for one, other in pairs if one[scored] is not None or other[scored] is not None]
+    same = sum(_is_same(one, other, scored, rounding) for one, other in replied)
+    if replied and same >= _SAME * len(replied):
+        raise RunError(
+            f"answer_questions: the adapter was not applied: {same} of {len(replied)} replies are the base model's, with the same "
+            "probabilities; a comparison would say nothing (adapter/metrics.jsonl shows whether it learned anything)"
+        )
+
+
+def _is_same(one: Row, other: Row, scored: str, rounding: float) -> bool:
+    key = f"{scored}_logprob"
+    return one[scored] == other[scored] and (one[key] is None or other[key] is None or abs(one[key] - other[key]) <= rounding)
 
 
 def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], limit: int) -> tuple[list[str], bool]:
@@ -132,10 +158,10 @@ async def answer(engine: Engine, row: Row, *, free: bool, constrained: bool, max
     reply: Row = {"question_id": row["question_id"]}
     try:
         if free:
-            reply["free"] = await _free_reply(engine, row, max_tokens, only_form=constrained)
+            reply |= _reply("free", await _free_reply(engine, row, max_tokens, only_form=constrained))
         if constrained:
             form = rag.form(len(row["context_ids"]), may_be_absent=may_be_absent)
-            reply["constrained"] = _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form)))
+            reply |= _reply("constrained", await engine.complete(ChatPrompt(row["messages"], max_tokens, form=form, alternatives=1)))
     except PromptRefused:  # such as where the positive alone is too long: unanswered, and so counted as wrong
         pass
     return reply
@@ -146,17 +172,17 @@ def _set_aside(row: Row, reason: str) -> Row:
     return {"question_id": row["question_id"]}
 
 
-async def _free_reply(engine: Engine, row: Row, max_tokens: int, only_form: bool) -> str | None:
+async def _free_reply(engine: Engine, row: Row, max_tokens: int, only_form: bool) -> Completion:
     """A reply that nothing constrains; where ``only_form`` is asked, one that begins out of form is not written to its end."""
     if only_form:
         beginning = await engine.complete(ChatPrompt(row["messages"], _BEGINNING_TOKENS))
         if not rag.may_keep_form(beginning.text):
-            return beginning.text
-    return _ended(await engine.complete(ChatPrompt(row["messages"], max_tokens)))
+            return Completion(beginning.text, ended=True)
+    return await engine.complete(ChatPrompt(row["messages"], max_tokens, alternatives=1))
 
 
-def _ended(completion: Completion) -> str | None:
-    return completion.text if completion.ended else None
+def _reply(kind: str, completion: Completion) -> Row:
+    return {kind: completion.text, f"{kind}_logprob": completion.logprob} if completion.ended else {}
 
 
 class _Contexts:

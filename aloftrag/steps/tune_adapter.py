@@ -19,7 +19,7 @@ from aloftrag.artifacts import Run
 from aloftrag.engine import pool
 from aloftrag.errors import RunError
 from aloftrag.job import Job
-from aloftrag.training import checkpoints, loop, model_card, row_store
+from aloftrag.training import base_model, checkpoints, loop, model_card, row_store
 from aloftrag.training.row_store import RowStore
 from aloftrag.training.worker import Worker
 
@@ -64,7 +64,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     artifacts.fresh_folder(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(kept / name, folder / name)
-    model_card.name_base_model(folder, run.job)
+    base_model.name_base_model(folder, run.job)
     shutil.copyfile(work / loop.METRICS, folder / loop.METRICS)
     counts = {"chats": len(RowStore(work / "train")), **_counts(artifacts.read_jsonl(folder / loop.METRICS))}
     model_card.write(run, counts)

@@ -1,27 +1,13 @@
 """What an adapter's folder says of itself: its base model, what it was made from, how good it is, how to serve it."""
 
-from pathlib import Path
 from typing import Any
 
-from aloftrag import artifacts, languages, models
+from aloftrag import artifacts, languages
 from aloftrag.artifacts import Run
 from aloftrag.engine.vllm import holding_rank
-from aloftrag.job import Job
+from aloftrag.training.base_model import base_model
 
 CARD = "README.md"
-
-
-def name_base_model(adapter: Path, job: Job) -> None:
-    """Write the base model's name into the adapter's configuration: its hub id where it has one, else its folder here."""
-    config = artifacts.read_json(adapter / "adapter_config.json")
-    config["base_model_name_or_path"] = base_model(job)
-    artifacts.write_json(adapter / "adapter_config.json", config)
-
-
-def base_model(job: Job) -> str:
-    """What peft and vLLM find the base model by."""
-    name = job.models.llm
-    return name if models.HUB_ID.fullmatch(name) and not Path(name).exists() else str(models.local_folder(name, "llm"))
 
 
 def tell_scores(run: Run) -> None:

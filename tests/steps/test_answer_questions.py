@@ -227,8 +227,37 @@ def test_a_question_is_asked_freely_or_in_the_asked_form_or_both(
         return "held" if prompt.form else by_itself
 
     ask = answer_questions.answer(ScriptedEngine(reply), question("q", contexts=4), free=free, constrained=constrained, max_tokens=99)
-    assert asyncio.run(ask) == {"question_id": "q", **wanted}
+    assert {key: value for key, value in asyncio.run(ask).items() if not key.endswith("_logprob")} == {"question_id": "q", **wanted}
     assert calls == asked
+
+
+def replies_of(*rows: tuple[str | None, float | None]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"question_id": f"q{n}", "free": text, "free_logprob": logprob} for n, (text, logprob) in enumerate(rows)],
+        schema=answer_questions._REPLIES,
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "is_applied"),
+    [
+        ([("a", -2.0)] * 10, [("a", -2.00001)] * 10, False),
+        ([("a", -2.0)] * 10, [("a", -2.0)] * 9 + [("b", -2.0)], False),  # one of ten: rounding may turn a reply
+        ([("a", -2.0)] * 10, [("a", -2.0)] * 8 + [("b", -2.0)] * 2, True),
+        ([("a", -2.0)] * 10, [("a", -1.9)] * 10, True),  # the same words, said with more certainty
+        ([("a", None)] * 10, [("a", None)] * 10, False),  # an engine that tells no probabilities
+        ([("a", -2.0)] * 10, [(None, None)] * 10, True),
+        ([(None, None)] * 10, [(None, None)] * 10, True),  # nothing to compare
+        ([(None, None)] * 9 + [("a", -2.0)], [(None, None)] * 9 + [("b", -1.0)], True),
+    ],
+)
+def test_an_adapter_that_answers_as_the_base_does_was_not_applied(base: list[Any], adapter: list[Any], is_applied: bool) -> None:
+    tables = replies_of(*base), replies_of(*adapter)
+    if is_applied:
+        answer_questions._hold_applied(*tables, "free", rounding=1e-4)
+        return
+    with pytest.raises(RunError, match="the adapter was not applied"):
+        answer_questions._hold_applied(*tables, "free", rounding=1e-4)
 
 
 def test_a_cut_reply_and_a_prompt_too_long_are_no_replies() -> None:
@@ -281,6 +310,7 @@ def answered(mined_run: tuple[Run, dict[str, Any]], tmp_path: Path, work: Path, 
         run = Run(Job.model_validate({**mined_run[0].job.model_dump(), **change}), folder)
         monkeypatch.setattr(answer_questions, "starter", scripted_starter(reply_of))
         monkeypatch.setattr("aloftrag.training.merge.merge_adapter", merge_nothing)
+        monkeypatch.setattr(answer_questions.base_model, "hold_adapter", lambda adapter, job: None)  # there is none
         return run, answer_questions.make(run, run.artifact("answers"), work)
 
     return make

@@ -8,7 +8,7 @@ import pytest
 
 from aloftrag import artifacts, job
 from aloftrag.artifacts import Run
-from aloftrag.training import model_card
+from aloftrag.training import base_model, model_card
 
 COUNTS = {"chats": 300, "steps": 12, "tokens": 3456, "last_loss": 0.25}
 SCORES = {
@@ -57,7 +57,7 @@ def test_the_scores_are_told_when_they_are_known(run: Run) -> None:
 def test_the_base_model_is_named_by_its_hub_id_where_it_has_one(run: Run, smollm2: Path, tmp_path: Path) -> None:
     adapter = run.artifact("adapter")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/cache/x", "r": 8}))
-    model_card.name_base_model(adapter, run.job)
+    base_model.name_base_model(adapter, run.job)
     assert artifacts.read_json(adapter / "adapter_config.json") == {"base_model_name_or_path": str(smollm2), "r": 8}
     hub = run.job.model_copy(update={"models": run.job.models.model_copy(update={"llm": "Qwen/Qwen2.5-7B-Instruct"})})
-    assert model_card.base_model(hub) == "Qwen/Qwen2.5-7B-Instruct"
+    assert base_model.base_model(hub) == "Qwen/Qwen2.5-7B-Instruct"

@@ -1,0 +1,65 @@
+"""Which model an adapter belongs to, and whether it changes that model at all."""
+
+from pathlib import Path
+
+from aloftrag import artifacts, models
+from aloftrag.errors import RunError
+from aloftrag.job import Job
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of peft, before the base model's own names
+
+
+def base_model(job: Job) -> str:
+    """What peft and vLLM find the base model by: its hub id where it has one, else its folder here."""
+    name = job.models.llm
+    return name if _is_hub_id(name) else str(models.local_folder(name, "llm"))
+
+
+def name_base_model(adapter: Path, job: Job) -> None:
+    """Write the base model's name into the adapter's configuration."""
+    config = artifacts.read_json(adapter / _CONFIG)
+    config["base_model_name_or_path"] = base_model(job)
+    artifacts.write_json(adapter / _CONFIG, config)
+
+
+def hold_adapter(adapter: Path, job: Job) -> None:
+    """Raises ``RunError`` for an adapter of another model than the job's, and for one that changes nothing (LoRA's B is 0)."""
+    from safetensors import safe_open
+
+    named, wanted = artifacts.read_json(adapter / _CONFIG)["base_model_name_or_path"], base_model(job)
+    if named != wanted and _is_hub_id(named) and _is_hub_id(wanted):
+        raise RunError(f"{adapter}: an adapter of {named}, but models.llm is {wanted}; --redo tune_adapter makes one of it")
+    shapes = _shapes(models.local_folder(job.models.llm, "llm"))
+    changes = False
+    with safe_open(adapter / _WEIGHTS, framework="np") as tensors:
+        for name in tensors.offset_keys():
+            layer, _, matrix = name.removeprefix(_PREFIX).rpartition(".lora_")
+            shape, is_b = tensors.get_slice(name).get_shape(), matrix.startswith("B")
+            outputs, inputs = shapes.get(f"{layer}.weight", (None, None))
+            expected, found = (outputs, shape[0]) if is_b else (inputs, shape[1])
+            if expected not in (None, found):
+                raise RunError(
+                    f"{adapter}: an adapter of another model ({named}) than models.llm ({wanted}): {name} is {found} wide, "
+                    f"not {expected}; --redo tune_adapter makes one of it"
+                )
+            changes = changes or (is_b and bool(tensors.get_tensor(name).any()))
+    if not changes:
+        raise RunError(f"{adapter}: the adapter was never trained (B is 0 in all its layers) and changes nothing; --redo tune_adapter")
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """The shape [outputs, inputs] of each matrix of a model, from the files' headers."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, int]] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            found = {name: tensors.get_slice(name).get_shape() for name in tensors.offset_keys()}
+        shapes |= {name: (shape[0], shape[1]) for name, shape in found.items() if len(shape) == 2}
+    return shapes
+
+
+def _is_hub_id(name: str) -> bool:
+    return models.HUB_ID.fullmatch(name) is not None and not Path(name).exists()
