@@ -56,8 +56,10 @@ def run_language(run: Run, *, only: str | None = None, redo: str | None = None, 
 
 def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
     fingerprints: dict[str, str] = {}
+    redone = False
     for name, step in STEPS.items():
         if name == redo:
+            redone = True
             _discard(run, from_step=redo)
         if step is annotate:
             run = annotate.with_layout(run)
@@ -67,6 +69,8 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
         fingerprints[step.MAKES] = artifacts.fingerprint(settings)
         if artifacts.is_finished(run.artifact(step.MAKES), settings, name):
             say(f"{run.job.language}  {name:<16} done before  {_shown(artifacts.manifest(run.artifact(step.MAKES)))}")
+        elif only in (None, name) and not redone and _reuse(run, name, fingerprints[step.MAKES]):
+            say(f"{run.job.language}  {name:<16} reused       {_shown(artifacts.manifest(run.artifact(step.MAKES)))}")
         elif only in (None, name):
             _make(run, name, settings, say)
         else:
@@ -91,6 +95,29 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _reuse(run: Run, name: str, fingerprint: str) -> bool:
+    """Take a step's artifacts from a run beside this one (another job, the same language) that has made the same, if there is one.
+
+    Scores are of a run by its name, and quickly made.
+    """
+    step = STEPS[name]
+    if step is score_answers or run.work(name, fingerprint).is_dir():  # begun here: gone on with here
+        return False
+    for manifest in sorted(run.folder.parents[1].glob(f"*/{run.job.language}/{step.MAKES}/{artifacts.MANIFEST}")):
+        made = artifacts.read_json(manifest)
+        if made["fingerprint"] != fingerprint:
+            continue
+        beside = manifest.parents[1]
+        _remove_unfinished(run, name)
+        for artifact in (*step.BESIDE, step.MAKES):
+            artifacts.link(beside / artifact, run.artifact(artifact))
+        artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
+        reused_from = made.get("reused_from", f"{beside.parent.name}/{beside.name}")
+        artifacts.write_json(run.artifact(step.MAKES) / artifacts.MANIFEST, {**made, "reused_from": reused_from})
+        return True
+    return False
 
 
 def _make(run: Run, name: str, settings: dict[str, Any], say: Say) -> None:
@@ -131,7 +158,8 @@ def _shown(manifest: dict[str, Any] | None) -> str:
     """One line of a manifest: how long the step took, and its counts."""
     assert manifest is not None
     counts = ", ".join(f"{key.replace('_', ' ')} {_shown_value(value)}" for key, value in manifest["counts"].items())
-    return f"{manifest['seconds']:6.0f} s  {counts}"
+    reused = f" (from {manifest['reused_from']})" if "reused_from" in manifest else ""
+    return f"{manifest['seconds']:6.0f} s  {counts}{reused}"
 
 
 def _shown_value(value: Any) -> str:

@@ -43,7 +43,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def run_of(new_run: Any, tmp_path: Path) -> Callable[..., Run]:
     """``run_of(section={...}, ...)``: the run of a job whose corpus is there."""
     (tmp_path / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    return lambda **sections: new_run(**sections)
+    return lambda *language, **sections: new_run(*language, **sections)
 
 
 def go(run: Run, **how: str) -> list[str]:
@@ -283,4 +283,58 @@ def test_a_run_that_another_process_works_on_is_left_alone(called: list[str], ru
         go(run)
     assert called == []
     go(run)
+    assert called == STEPS
+
+
+def test_what_a_run_beside_has_made_is_not_made_again(called: list[str], run_of: Callable[..., Run]) -> None:
+    go(run_of())
+    called.clear()
+    other = run_of(name="other", evaluation={"max_questions": 3, "constrained": True})
+    said = go(other)
+    assert called == STEPS[5:]
+    assert [line.split()[1] for line in said if "reused" in line] == STEPS[:5]
+    assert "(from test/en)" in said[0]
+    for name in STEPS[:5]:
+        for artifact in (MADE_BY[name], *BESIDE.get(name, [])):
+            assert (other.artifact(artifact) / "rows").read_text() == name
+        made, taken = (artifacts.manifest(run.artifact(MADE_BY[name])) for run in (run_of(), other))
+        assert taken == {**(made or {}), "reused_from": "test/en"}
+    called.clear()
+    assert all("done before" in line for line in go(other))
+    third = run_of(name="third", training={"epochs": 2})
+    go(third)
+    assert called == STEPS[4:]
+    assert artifacts.manifest(third.artifact("texts")) == artifacts.manifest(other.artifact("texts"))  # told from where it was made
+
+
+def test_what_was_reused_outlives_the_run_that_made_it(called: list[str], run_of: Callable[..., Run]) -> None:
+    go(run_of())
+    other = run_of(name="other")
+    go(other)
+    called.clear()
+    go(run_of(), redo="load_texts")
+    assert called == STEPS  # redo means made anew, though another run has it
+    assert finished(other) == STEPS
+    assert (other.artifact("index") / "rows").read_text() == "mine_negatives"
+
+
+def test_unfinished_work_is_gone_on_with_though_a_run_beside_has_finished_it(
+    called: list[str], run_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as breaking:
+        break_off(breaking, "mine_negatives")
+        with pytest.raises(RuntimeError, match="power"):
+            go(run_of())
+    go(run_of(name="other"))
+    called.clear()
+    said = go(run_of())
+    assert called == [*STEPS[2:3], STEPS[6]]
+    assert sum("reused" in line for line in said) == 3
+
+
+def test_a_run_in_another_language_shares_nothing(called: list[str], run_of: Callable[..., Run]) -> None:
+    both = {"languages": ["en", "de"]}
+    go(run_of(**both))
+    called.clear()
+    go(run_of("de", **both))
     assert called == STEPS
