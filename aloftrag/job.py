@@ -140,7 +140,7 @@ class Evaluation(Section):
     judge: str | None = None
     max_questions: Count | None = None  # drawn evenly over the texts
     constrained: bool | Auto = "auto"  # replies in the asked form only; auto: if the base keeps it in under 90 % of the questions
-    retrieval: Literal["forced", "as-is"] = "forced"
+    retrieval: Literal["forced", "as-is"] = "forced"  # whether a question's text is shown though the retriever did not find it
 
     @property
     def gold_paths(self) -> list[str]:
@@ -161,7 +161,6 @@ class Resources(Section):
 # In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
 NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
     "evaluation.judge": (None,),
-    "evaluation.retrieval": ("forced",),
     "resources.max_gpus": (None,),
 }
 

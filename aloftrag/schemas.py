@@ -125,9 +125,10 @@ QUESTIONS = pa.schema(
         pa.field("gold_answers", pa.list_(pa.string()), nullable=False),
         pa.field("context_ids", pa.list_(pa.string()), nullable=False),
         pa.field("similarities", pa.list_(pa.float64()), nullable=False),
-        pa.field("positive_position", pa.int64(), nullable=False),
+        pa.field("positive_position", pa.int64()),  # null: not shown (evaluation.retrieval: as-is)
         pa.field("also_positive_positions", pa.list_(pa.int64()), nullable=False),  # of texts that answer it too
         pa.field("most_similar_position", pa.int64(), nullable=False),
+        pa.field("most_words_position", pa.int64(), nullable=False),  # of the text with the most words of the question
         pa.field("is_hard", pa.bool_(), nullable=False),
         pa.field("messages", MESSAGES, nullable=False),
     ]
@@ -140,9 +141,10 @@ ANSWERS = pa.schema(
         pa.field("text_id", pa.string(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
         pa.field("context_ids", pa.list_(pa.string()), nullable=False),
-        pa.field("positive_position", pa.int64(), nullable=False),
+        pa.field("positive_position", pa.int64()),  # null: not shown (evaluation.retrieval: as-is)
         pa.field("also_positive_positions", pa.list_(pa.int64()), nullable=False),
         pa.field("most_similar_position", pa.int64(), nullable=False),
+        pa.field("most_words_position", pa.int64(), nullable=False),  # of the text with the most words of the question
         pa.field("is_hard", pa.bool_(), nullable=False),
         pa.field("completion", pa.string()),
         pa.field("cited_positions", pa.list_(pa.int64())),

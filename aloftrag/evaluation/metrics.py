@@ -28,6 +28,11 @@ def citation_precision(cited: Sequence[int] | None, right: Collection[int]) -> f
     return sum(position in right for position in cited) / len(cited) if cited else 0.0
 
 
+def f1(precision: float, recall: float) -> float:
+    """The harmonic mean; 0 where both are."""
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
 def answer_tokens(text: str, language: str) -> list[str]:
     """An answer as it is compared: case folded, without marks; without articles in English; characters where no spaces part words.
 

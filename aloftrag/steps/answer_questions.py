@@ -3,7 +3,8 @@
     texts, index, adapter, gold or held-out questions -> questions (with their contexts), answers/base, answers/adapter
 
 The contexts are the n texts most similar to the question; when the positive is not among them it replaces the least similar
-one and the question is hard; shuffled by (seed, question id). Each pass is saved as it ends.
+one and the question is hard (``evaluation.retrieval: as-is`` leaves it missing); shuffled by (seed, question id). Each pass is
+saved as it ends.
 """
 
 import functools
@@ -20,6 +21,7 @@ from aloftrag.corpus import text_id
 from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, pool, starter
 from aloftrag.errors import RunError
 from aloftrag.evaluation import questions as evaluation_questions
+from aloftrag.evaluation.baselines import most_words_position
 from aloftrag.evaluation.questions import Questions
 from aloftrag.job import Job
 from aloftrag.prompts import rag
@@ -33,7 +35,7 @@ from aloftrag.training import base_model
 MAKES = "answers"
 BESIDE: tuple[str, ...] = ("questions",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives", "chats", "adapter")
-VERSION = 3
+VERSION = 4
 
 FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
 # How far the log-probabilities of equal replies of one model may be apart: float32; bfloat16 (not yet measured on a GPU).
@@ -67,6 +69,7 @@ def settings(run: Run) -> dict[str, Any]:
         "evaluation.gold": gold,
         "evaluation.max_questions": evaluation.max_questions,
         "evaluation.constrained": evaluation.constrained,
+        "evaluation.retrieval": evaluation.retrieval,
         "corpus.chunk_tokens": run.job.corpus.chunk_tokens if gold else None,
         "training.max_tokens": run.job.training.max_tokens,
         "engine.options": run.job.engine.options,
@@ -113,23 +116,25 @@ def _is_same(one: Row, other: Row, scored: str, rounding: float) -> bool:
     return one[scored] == other[scored] and (one[key] is None or other[key] is None or abs(one[key] - other[key]) <= rounding)
 
 
-def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], limit: int) -> tuple[list[str], bool]:
-    """The contexts of a question, most similar first, and whether it is hard.
+def choose_contexts(ids: Sequence[str], positive: str, lengths: dict[str, int], limit: int, *, as_is: bool = False) -> list[str]:
+    """The contexts of a question, most similar first.
 
     ``ids`` are the n most similar texts; as many are taken as fit ``limit`` tokens. A positive that is not among them replaces
-    the least similar, and more of these if it is longer.
+    the least similar, and more of these if it is longer; ``as_is``: it stays missing.
     """
     taken: list[str] = []
     for context in ids:
         if sum(lengths[taken_id] for taken_id in taken) + lengths[context] > limit:
             break
         taken.append(context)
+    if as_is:
+        return taken or list(ids[:1])  # one that does not fit alone: asked, and refused for its length
     if positive in taken:
-        return taken, False
+        return taken
     others = taken[:-1]
     while others and sum(lengths[other] for other in others) + lengths[positive] > limit:
         others.pop()
-    return [*others, positive], positive not in ids
+    return [*others, positive]
 
 
 def answers_table(questions: pa.Table, replies: pa.Table, variant: str, constrained: bool, *, may_be_absent: bool = False) -> pa.Table:
@@ -217,23 +222,24 @@ class _Contexts:
                 + 64
             )
             limit = self._longest - rag.reply_tokens(self._longest) - overhead
-            contexts, is_hard = choose_contexts(list(found), row["text_id"], lengths, limit)
+            as_is = self._job.evaluation.retrieval == "as-is"
+            contexts = choose_contexts(list(found), row["text_id"], lengths, limit, as_is=as_is)
             most_similar = contexts[0]
             by_id = {**found, row["text_id"]: own}
             seeds.generator(self._job.seed, "contexts", row["question_id"]).shuffle(contexts)
+            shown = [texts[context] for context in contexts]
             also_positive = set(row.pop("also_positive"))
             prepared.append(
                 {
                     **row,
                     "context_ids": contexts,
                     "similarities": [by_id[context] for context in contexts],
-                    "positive_position": contexts.index(row["text_id"]) + 1,
+                    "positive_position": contexts.index(row["text_id"]) + 1 if row["text_id"] in contexts else None,
                     "also_positive_positions": [place for place, context in enumerate(contexts, 1) if context in also_positive],
                     "most_similar_position": contexts.index(most_similar) + 1,
-                    "is_hard": is_hard,
-                    "messages": rag.first_turns(
-                        [texts[context] for context in contexts], row["question"], language, may_be_absent=self._job.may_be_absent
-                    ),
+                    "most_words_position": most_words_position(row["question"], shown, self._job.language),
+                    "is_hard": row["text_id"] not in found,
+                    "messages": rag.first_turns(shown, row["question"], language, may_be_absent=self._job.may_be_absent),
                 }
             )
         return pa.Table.from_pylist(prepared, schema=schemas.QUESTIONS)

@@ -19,10 +19,11 @@ from aloftrag.prompts import rag
 MAKES = "scores"
 BESIDE: tuple[str, ...] = ()
 NEEDS: tuple[str, ...] = ("answers",)
-VERSION = 2
+VERSION = 3
 
 SCORES = "scores.json"
-_MEANS = ("citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "format_ok")
+_BASELINES = {"most_similar": "most_similar_position", "most_words": "most_words_position"}  # what each of them cites
+_MEANS = ("citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "citation_f1", "format_ok")
 _ANSWER_MEANS = ("answer_f1", "answer_contains", "right_answer_wrong_citation")
 _DIFFERENCES = ("citation_accuracy", "citation_exact", "answer_f1")
 
@@ -52,8 +53,8 @@ def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
     """The metrics of each answer; an unusable reply is wrong in all of them."""
     rows = []
     for row in answers.iter_rows(named=True):
-        cited, right = row["cited_positions"], {row["positive_position"], *row["also_positive_positions"]}
-        accuracy = metrics.citation_accuracy(cited, right)
+        cited, right = row["cited_positions"], {*right_positions(row)}
+        accuracy, precision = metrics.citation_accuracy(cited, right), metrics.citation_precision(cited, right)
         contains = metrics.answer_contains(row["answer"], row["gold_answers"], language)
         rows.append(
             {
@@ -62,20 +63,34 @@ def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
                 "is_hard": row["is_hard"],
                 "citation_accuracy": accuracy,
                 "citation_exact": metrics.citation_exact(cited, right),
-                "citation_precision": metrics.citation_precision(cited, right),
+                "citation_precision": precision,
                 "citation_recall": accuracy,  # one right text is enough
+                "citation_f1": metrics.f1(precision, accuracy),
                 "format_ok": float(cited is not None),
                 "answer_f1": metrics.answer_f1(row["answer"], row["gold_answers"], language),
                 "answer_contains": contains,
                 "right_answer_wrong_citation": float(contains == 1 and accuracy == 0),
+                "abstained": cited == [],
+                "may_abstain": not right,  # no text that answers is shown
             }
         )
     return pl.DataFrame(rows)
 
 
+def right_positions(row: dict[str, Any]) -> list[int]:
+    """The positions of the texts that answer a question: the positive's, where it is shown, and of texts known to answer too."""
+    positive = row["positive_position"]
+    return [*([] if positive is None else [positive]), *row["also_positive_positions"]]
+
+
 def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, counts: dict[str, Any]) -> dict[str, Any]:
     """scores.json as in the contract."""
-    shown = base["context_ids"].list.len().cast(pl.Float64)
+    shown = base["context_ids"].list.len()
+    right = [right_positions(row) for row in base.iter_rows(named=True)]
+    baselines = {
+        name: pl.Series([position in positions for position, positions in zip(base[column], right, strict=True)]).cast(pl.Float64)
+        for name, column in _BASELINES.items()
+    }
     scores: dict[str, Any] = {
         "job": run.job.name,
         "language": run.job.language,
@@ -83,11 +98,13 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
         "questions_from": counts["questions_from"],
         "contexts": max(map(len, base["context_ids"])),
         "baselines": {
-            "chance": _rounded(((1 + base["also_positive_positions"].list.len()) / shown).mean()),
-            "most_similar": _rounded(_most_similar_is_right(base).cast(pl.Float64).mean()),
+            "chance": _rounded((pl.Series(map(len, right)) / shown).mean()),
+            **{name: _rounded(is_right.mean()) for name, is_right in baselines.items()},
         },
+        "against_baselines": {name: _compared(rows["adapter"]["citation_exact"], is_right) for name, is_right in baselines.items()},
+        "retrieval": {"mode": run.job.evaluation.retrieval, "recall": _rounded((~base["is_hard"]).mean())},
         "constrained": counts["constrained"],
-        **{variant: _variant_scores(rows[variant]) for variant in ("base", "adapter")},
+        **{variant: _variant_scores(rows[variant], may_be_absent=run.job.may_be_absent) for variant in ("base", "adapter")},
         "difference": {
             name: paired_difference(rows["base"][name].to_numpy(), rows["adapter"][name].to_numpy(), run.job.seed).as_json()
             for name in _DIFFERENCES
@@ -103,12 +120,28 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
     return scores
 
 
-def _most_similar_is_right(answers: pl.DataFrame) -> pl.Series:
-    right = pl.concat_list("positive_position", "also_positive_positions")
-    return answers.select(right.list.contains(pl.col("most_similar_position"))).to_series()
+def _compared(adapter: pl.Series, baseline: pl.Series) -> dict[str, int]:
+    """How many questions both get right, one of them, none; each a score of 0 or 1 per question."""
+    pairs = list(zip(adapter == 1, baseline == 1, strict=True))
+    outcomes = {"both": (True, True), "adapter_only": (True, False), "baseline_only": (False, True), "neither": (False, False)}
+    return {name: pairs.count(outcome) for name, outcome in outcomes.items()}
 
 
-def _variant_scores(rows: pl.DataFrame) -> dict[str, Any]:
+def abstention(rows: pl.DataFrame) -> dict[str, Any]:
+    """How well a variant says that no text answers: of the questions where it says so, and of those where it should; null of none.
+
+    ``over_refusal``: of the questions that a shown text answers, the share where it says that none does.
+    """
+    missing, shown, abstained = rows.filter("may_abstain"), rows.filter(~pl.col("may_abstain")), rows.filter("abstained")
+    return {
+        "questions": missing.height,
+        "precision": _rounded(abstained["may_abstain"].mean()) if abstained.height else None,
+        "recall": _rounded(missing["abstained"].mean()) if missing.height else None,
+        "over_refusal": _rounded(shown["abstained"].mean()) if shown.height else None,
+    }
+
+
+def _variant_scores(rows: pl.DataFrame, *, may_be_absent: bool) -> dict[str, Any]:
     def part(is_hard: bool) -> dict[str, Any]:
         chosen = rows.filter(pl.col("is_hard") == is_hard)
         return {
@@ -122,6 +155,7 @@ def _variant_scores(rows: pl.DataFrame) -> dict[str, Any]:
         **{name: _rounded(rows[name].mean()) for name in _ANSWER_MEANS},
         "easy": part(False),
         "hard": part(True),
+        **({"abstention": abstention(rows)} if may_be_absent else {}),
     }
 
 

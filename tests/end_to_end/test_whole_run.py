@@ -88,12 +88,12 @@ def test_the_scores_have_the_form_of_the_contract(finished: tuple[Path, str]) ->
     run, printed = finished
     scores = json.loads((run / "scores.json").read_text())
     variant_keys = {
-        "citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "format_ok", "answer_accuracy", "answer_f1",
-        "answer_contains", "right_answer_wrong_citation", "easy", "hard",
+        "citation_accuracy", "citation_exact", "citation_precision", "citation_recall", "citation_f1", "format_ok", "answer_accuracy",
+        "answer_f1", "answer_contains", "right_answer_wrong_citation", "easy", "hard",
     }  # fmt: skip
     assert {
-        "job", "language", "questions", "questions_from", "contexts", "baselines", "constrained", "base", "adapter", "difference",
-        "verdict", "why",
+        "job", "language", "questions", "questions_from", "contexts", "baselines", "against_baselines", "retrieval", "constrained",
+        "base", "adapter", "difference", "verdict", "why",
     } == set(scores)  # fmt: skip
     assert variant_keys <= set(scores["base"])
     assert variant_keys == set(scores["adapter"])

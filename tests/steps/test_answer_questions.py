@@ -29,24 +29,30 @@ from tests.steps.tables import Row
 
 
 @pytest.mark.parametrize(
-    ("positive", "limit", "contexts", "is_hard"),
+    ("positive", "limit", "contexts"),
     [
-        ("a", 30, "abc", False),
-        ("c", 30, "abc", False),
-        ("p", 30, "abp", True),  # another text replaces the least similar
-        ("p", 99, "abp", True),  # also where it would fit beside it
-        ("a", 29, "ab", False),  # only as many as fit
-        ("p", 29, "ap", True),
-        ("long", 35, "a long", True),  # and more of them when it is longer
-        ("long", 45, "ab long", True),
-        ("long", 30, "long", True),
-        ("long", 10, "long", True),  # it does not even fit alone: still asked about
+        ("a", 30, "abc"),
+        ("c", 30, "abc"),
+        ("p", 30, "abp"),  # it replaces the least similar
+        ("p", 99, "abp"),  # also where it would fit beside it
+        ("a", 29, "ab"),  # only as many as fit
+        ("p", 29, "ap"),
+        ("long", 35, "a long"),  # and more of them when it is longer
+        ("long", 45, "ab long"),
+        ("long", 30, "long"),
+        ("long", 10, "long"),  # it does not even fit alone: still asked about
     ],
 )
-def test_a_question_is_hard_when_its_text_must_replace_the_least_similar(positive: str, limit: int, contexts: str, is_hard: bool) -> None:
+def test_a_text_that_was_not_retrieved_replaces_the_least_similar(positive: str, limit: int, contexts: str) -> None:
     lengths = {"a": 10, "b": 10, "c": 10, "p": 10, "long": 25}
     expected = [*contexts.replace("long", "").strip(), *(["long"] if "long" in contexts else [])]
-    assert answer_questions.choose_contexts(["a", "b", "c"], positive, lengths, limit) == (expected, is_hard)
+    assert answer_questions.choose_contexts(["a", "b", "c"], positive, lengths, limit) == expected
+
+
+@pytest.mark.parametrize(("positive", "limit", "contexts"), [("a", 30, "abc"), ("p", 30, "abc"), ("c", 29, "ab"), ("p", 5, "a")])
+def test_as_it_is_retrieved_no_text_is_put_in(positive: str, limit: int, contexts: str) -> None:
+    lengths = {"a": 10, "b": 10, "c": 10, "p": 10}
+    assert answer_questions.choose_contexts(["a", "b", "c"], positive, lengths, limit, as_is=True) == [*contexts]
 
 
 # Which questions are asked.
@@ -158,6 +164,7 @@ def question(question_id: str, contexts: int = 3) -> Row:
         "positive_position": 1,
         "also_positive_positions": [],
         "most_similar_position": 2,
+        "most_words_position": 1,
         "is_hard": False,
         "messages": rag.first_turns([f"Text {n}." for n in range(contexts)], f"Which gate, {question_id}?", "English"),
     }
@@ -377,6 +384,21 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
         assert row["completion_free"] is None
         assert row["context_ids"] == asked[row["question"]]["context_ids"]
     assert [row["question_id"] for row in answers["base"]] == [row["question_id"] for row in answers["adapter"]]
+
+
+def test_as_it_is_retrieved_a_hard_question_lacks_its_text(answered: Any, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text("".join(json.dumps(row) + "\n" for row in GOLD))
+    run, _ = answered({"evaluation": {"gold": str(gold), "retrieval": "as-is"}}, base=cites_first("1"), adapter=cites_first("2"))
+    asked = {row["question"]: row for row in tables.read(run.artifact("questions"), "question_id")}
+    bird = asked.pop("Which bird nests in the hollow oak tree?")
+    assert (bird["is_hard"], bird["positive_position"]) == (True, None)
+    assert mined.IDS["cello"] not in bird["context_ids"]
+    assert len(bird["context_ids"]) == 3
+    assert bird["context_ids"][bird["most_words_position"] - 1] == mined.IDS["owl"]
+    for row in asked.values():
+        assert not row["is_hard"]
+        assert row["context_ids"][row["positive_position"] - 1] == row["text_id"]
 
 
 def test_a_base_that_keeps_the_form_by_itself_is_left_free_and_so_is_the_adapter(answered: Any, monkeypatch: pytest.MonkeyPatch) -> None:

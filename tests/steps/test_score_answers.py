@@ -48,6 +48,7 @@ def rows_of(variant: str, answers: Answers, completion_free: str | None) -> list
             "positive_position": positive,
             "also_positive_positions": [],
             "most_similar_position": most_similar,
+            "most_words_position": 1,
             "is_hard": is_hard,
             "completion": "as it came",
             "cited_positions": answers[name][0],
@@ -88,12 +89,19 @@ def test_the_scores_are_those_worked_out_by_hand(scored: Any) -> None:
         "contexts": 4,
         "constrained": False,
     }
-    assert scores["baselines"] == {"chance": 0.25, "most_similar": 0.25}
+    assert scores["baselines"] == {"chance": 0.25, "most_similar": 0.25, "most_words": 0.25}
+    # The first hit is right of easy-right alone, as is the adapter; the words lead to the first text, which hard-unusable asks about.
+    assert scores["against_baselines"] == {
+        "most_similar": {"both": 1, "adapter_only": 2, "baseline_only": 0, "neither": 1},
+        "most_words": {"both": 0, "adapter_only": 3, "baseline_only": 1, "neither": 0},
+    }
+    assert scores["retrieval"] == {"mode": "forced", "recall": 0.5}
     assert scores["base"] == {
         "citation_accuracy": 0.5,  # easy-right, easy-all
         "citation_exact": 0.25,  # easy-right
         "citation_precision": 0.3125,  # (1 + 1/4 + 0 + 0) / 4
         "citation_recall": 0.5,
+        "citation_f1": 0.35,  # (1 + 2 x 1/4 / (5/4) + 0 + 0) / 4
         "format_ok": 0.75,  # all but hard-unusable, which is wrong in everything
         "answer_accuracy": None,
         "answer_f1": 0.583333,  # (1 + 2/3 + 0 + 2/3) / 4
@@ -107,6 +115,7 @@ def test_the_scores_are_those_worked_out_by_hand(scored: Any) -> None:
         "citation_exact": 0.75,
         "citation_precision": 0.875,
         "citation_recall": 1.0,
+        "citation_f1": 0.916667,  # (1 + 1 + 2/3 + 1) / 4
         "format_ok": 1.0,
         "answer_accuracy": None,
         "answer_f1": 1.0,
@@ -142,7 +151,7 @@ def test_hard_questions_are_not_counted_as_easy_ones(scored: Any) -> None:
 def test_unusable_replies_are_wrong_and_counted(scored: Any) -> None:
     scores, _ = scored(BASE, dict.fromkeys(QUESTIONS, (None, None)))
     means = {key: value for key, value in scores["adapter"].items() if isinstance(value, float)}
-    assert len(means) == 8
+    assert len(means) == 9
     assert set(means.values()) == {0.0}
     assert scores["adapter"]["easy"]["questions"] + scores["adapter"]["hard"]["questions"] == 4
 
@@ -165,3 +174,24 @@ def test_the_form_kept_unasked_is_told_when_replies_were_constrained(constrained
     scores, _ = scored(BASE, ADAPTER, constrained=constrained)
     assert scores["base"].get("format_ok_free") == expected
     assert "format_ok_free" not in scores["adapter"]
+
+
+def test_what_is_missing_is_wrong_to_cite_and_right_to_refuse() -> None:
+    rows = rows_of(
+        "adapter", {"easy-right": ([2], "Ada"), "easy-all": ([], "-"), "hard-unusable": ([], "-"), "hard-wrong": ([1], "six")}, None
+    )
+    for row in rows:
+        row["positive_position"] = None if row["is_hard"] else row["positive_position"]
+    scored = score_answers.score_rows(pl.DataFrame(rows, schema=dict(pl.DataFrame(schemas.ANSWERS.empty_table()).schema)), "en")
+    assert scored["citation_exact"].to_list() == [1.0, 0.0, 0.0, 0.0]
+    # Of two refusals one is right; of two questions that lack their text one is refused; of the two others one is refused wrongly.
+    assert score_answers.abstention(scored) == {"questions": 2, "precision": 0.5, "recall": 0.5, "over_refusal": 0.5}
+    answered = scored.filter(~pl.col("abstained"))
+    assert score_answers.abstention(answered) == {"questions": 1, "precision": None, "recall": 0.0, "over_refusal": 0.0}
+
+
+def test_a_text_that_is_known_to_answer_too_may_stand_for_a_missing_one() -> None:
+    (row,) = [row for row in rows_of("adapter", ADAPTER, None) if row["question_id"] == "hard-wrong"]
+    row |= {"positive_position": None, "also_positive_positions": [4]}
+    (scored,) = score_answers.score_rows(pl.DataFrame([row]), "en").to_dicts()
+    assert (scored["citation_exact"], scored["may_abstain"]) == (1.0, False)
