@@ -153,19 +153,16 @@ def _status(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from aloftrag import artifacts, report
     from aloftrag.ask import open_run
+    from aloftrag.report import compare
 
-    columns = ("citation_exact", "citation_accuracy", "answer_f1")
-    print(f"{'run':<24}{'variant':<10}" + "".join(f"{name:>19}" for name in columns) + "  verdict")
+    found = []
     for folder in options.run:
         run = open_run(folder)
         if not (folder / "scores.json").is_file():
             raise RunError(f"{folder}: not finished (no scores.json); run the job first")
         report.write(run)
-        scores = artifacts.read_json(folder / "scores.json")
-        for variant in ("base", "adapter"):
-            values = "".join(f"{100 * scores[variant][name]:>18.1f}%" for name in columns)
-            name = f"{scores['job']}/{scores['language']}"
-            print(f"{name:<24}{variant:<10}{values}  {scores['verdict'] if variant == 'adapter' else ''}")
+        found.append(artifacts.read_json(folder / "scores.json"))
+    print("\n".join(compare.table(found)))
 
 
 def _ask(options: argparse.Namespace) -> None:

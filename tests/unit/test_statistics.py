@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aloftrag.evaluation.statistics import mcnemar, paired_difference
+from aloftrag.evaluation.statistics import holm, mcnemar, paired_difference, paired_t_test
 
 
 def scores(seed: int, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +78,21 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 def test_scores_json_has_mean_interval_and_p() -> None:
     base = np.array([0.0, 0.0, 1.0, 1.0])
     assert paired_difference(base, base, seed=0).as_json() == {"mean": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 x 0.005, 3 x 0.01, 2 x 0.03, and no less than the one before
+        ([0.2], [0.2]),
+        ([0.6, 0.5], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holms_correction_by_hand(p_values: list[float], corrected: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(corrected)
+
+
+def test_the_paired_t_test_over_data_sets() -> None:
+    assert paired_t_test([0.2, 0.4, 0.3], [0.5, 0.6, 0.7]) == pytest.approx(2 * stats.t.sf(0.3 / (0.1 / 3**0.5), 2))
+    assert np.isnan(paired_t_test([0.2], [0.5]))
