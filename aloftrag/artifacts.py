@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "_manifest.json"
 PENDING = ".pending.parquet"  # how Ray Data names a checkpoint file that is not committed
+BEGUN = "begun.json"  # in a folder of checkpoints: how many rows there are, how many were written before, since when
 BLOCK_ROWS = 256  # what is in flight at a kill is lost, so blocks are small
 RowGroup = tuple[str, int, int]  # file, number in it, rows
 SLICE_ROWS = 1_000_000  # a checkpoint holds the finished ids in memory
@@ -208,6 +210,11 @@ def rows_of(path: Path) -> int:
     return int(pq.ParquetFile(path).metadata.num_rows)
 
 
+def committed_rows(checkpoints: Path) -> int:
+    """How many rows are known as written under a folder of checkpoints."""
+    return sum(rows_of(path) for path in checkpoints.rglob("*.parquet") if not path.name.endswith(PENDING))
+
+
 def hold_schema(folder: Path, schema: pa.Schema) -> None:
     """Raise when a written file has other columns or types than ``schema``."""
     for path in parquet_files(folder):
@@ -289,10 +296,10 @@ def map_rows(
     from ray.data.checkpoint import CheckpointConfig
 
     destination.mkdir(parents=True, exist_ok=True)
+    write_json(checkpoints / BEGUN, {"total": count_rows(source), "before": committed_rows(checkpoints), "at": time.time()})
     for number, groups in enumerate(_slices(row_groups(source))):
         checkpoint = checkpoints / f"slice-{number:05d}"
-        committed = [path for path in parquet_files(checkpoint) if not path.name.endswith(PENDING)]
-        if sum(map(rows_of, committed)) == sum(rows for _, _, rows in groups):
+        if committed_rows(checkpoint) == sum(rows for _, _, rows in groups):
             continue  # killed after the last write: no engine has to start to find nothing to do
         dataset = _dataset(groups, columns)
         # The manifest is written first and the checkpoint deleted after: a success that deletes it early would double the rows.

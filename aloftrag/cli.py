@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from aloftrag.errors import RunError, UsageError
 if TYPE_CHECKING:
     from aloftrag.job import Job
 
+_CLEAR_LINE = "\r\033[K"
 STEP_NAMES = ("load_texts", "annotate", "mine_negatives", "assemble_chats", "tune_adapter", "answer_questions", "score_answers")
 
 
@@ -88,11 +90,28 @@ def _run(options: argparse.Namespace) -> None:
     cluster.connect()
     try:
         for run in runs:
-            pipeline.run_language(run, only=options.only, redo=options.redo, say=lambda line: print(line, flush=True))
+            pipeline.run_language(
+                run,
+                only=options.only,
+                redo=options.redo,
+                say=_say,
+                tell_progress=_say_in_place if sys.stdout.isatty() else _say,
+                progress_seconds=2 if sys.stdout.isatty() else 60,
+            )
             if options.only is None:
                 _print_result(run.folder)
     finally:
         cluster.disconnect()
+
+
+def _say(line: str) -> None:
+    print(f"{_CLEAR_LINE if sys.stdout.isatty() else ''}{line}", flush=True)
+
+
+def _say_in_place(line: str) -> None:
+    """On a terminal, a line that the next one replaces."""
+    width = shutil.get_terminal_size().columns
+    print(f"{_CLEAR_LINE}{line[: width - 1]}", end="", flush=True)
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -10,13 +10,14 @@ answer_questions  answers       4.3
 score_answers     scores.json   4.3
 """
 
+import functools
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aloftrag import artifacts, report
+from aloftrag import artifacts, progress, report
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.steps import (
@@ -29,7 +30,6 @@ from aloftrag.steps import (
     tune_adapter,
 )
 from aloftrag.training import model_card
-from aloftrag.training.loop import METRICS
 
 STEPS = {
     module.__name__.rpartition(".")[2]: module
@@ -39,22 +39,30 @@ STEPS = {
 Say = Callable[[str], None]
 
 
-def run_language(run: Run, *, only: str | None = None, redo: str | None = None, say: Say = print) -> None:
+def run_language(
+    run: Run,
+    *,
+    only: str | None = None,
+    redo: str | None = None,
+    say: Say = print,
+    tell_progress: Say = print,
+    progress_seconds: float = 60,
+) -> None:
     """Bring one run to its report, doing only what is missing.
 
     ``redo`` discards a step and all after it first; ``only`` does one step, and raises ``RunError`` naming the step before it
-    that is not finished.
+    that is not finished. ``tell_progress`` gets a line every ``progress_seconds`` while a step runs.
     """
     from filelock import Timeout
 
     try:
         with run.lock():
-            _run_steps(run, only, redo, say)
+            _run_steps(run, only, redo, say, tell_progress, progress_seconds)
     except Timeout as error:
         raise RunError(f"{run.folder}: another process is working on this run") from error
 
 
-def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
+def _run_steps(run: Run, only: str | None, redo: str | None, say: Say, tell_progress: Say, progress_seconds: float) -> None:
     fingerprints: dict[str, str] = {}
     redone = False
     for name, step in STEPS.items():
@@ -72,7 +80,8 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say) -> None:
         elif only in (None, name) and not redone and _reuse(run, name, fingerprints[step.MAKES]):
             say(f"{run.job.language}  {name:<16} reused       {_shown(artifacts.manifest(run.artifact(step.MAKES)))}")
         elif only in (None, name):
-            _make(run, name, settings, say)
+            with progress.told(_work(run, name, settings), functools.partial(_tell, tell_progress, run, name), progress_seconds):
+                _make(run, name, settings, say)
         else:
             raise RunError(f"--only {only}: {name} is not finished; run it first with --only {name}, or the whole job without --only")
         if name == only:
@@ -120,10 +129,18 @@ def _reuse(run: Run, name: str, fingerprint: str) -> bool:
     return False
 
 
+def _work(run: Run, name: str, settings: dict[str, Any]) -> Path:
+    return run.work(name, artifacts.fingerprint(settings))
+
+
+def _tell(tell_progress: Say, run: Run, name: str, done: str) -> None:
+    tell_progress(f"{run.job.language}  {name:<16} {done}")
+
+
 def _make(run: Run, name: str, settings: dict[str, Any], say: Say) -> None:
     step = STEPS[name]
     folder = run.artifact(step.MAKES)
-    work = run.work(name, artifacts.fingerprint(settings))
+    work = _work(run, name, settings)
     if not work.is_dir():  # what lies there unfinished was made with other settings
         _remove_unfinished(run, name)
         work.mkdir(parents=True)
@@ -175,24 +192,8 @@ def status(folder: Path) -> list[tuple[str, str]]:
         manifest = artifacts.manifest(folder / step.MAKES)
         if manifest:
             states.append((name, f"done  {_shown(manifest)}"))
-        elif list((folder / ".work").glob(f"{name}-*")):
-            states.append((name, f"begun {written_rows(folder, name)}"))
+        elif works := list((folder / ".work").glob(f"{name}-*")):
+            states.append((name, f"begun {progress.of_work(works[0]) or ''}"))
         else:
             states.append((name, "-"))
     return states
-
-
-def written_rows(folder: Path, name: str) -> str:
-    """How far an unfinished step has come: rows committed, or optimiser steps done."""
-    for metrics in (folder / ".work").glob(f"{name}-*/{METRICS}"):
-        lines = artifacts.read_jsonl(metrics)
-        if not lines:
-            return ""
-        last = lines[-1]
-        return f"step {last['step']} of {last['steps']}" if "steps" in last else f"step {last['step']}"
-    committed = [
-        path
-        for path in (folder / ".work").glob(f"{name}-*/*checkpoints/*/*.parquet")
-        if not path.name.endswith(artifacts.PENDING)  # still being written
-    ]
-    return f"{sum(map(artifacts.rows_of, committed)):,} rows written" if committed else ""

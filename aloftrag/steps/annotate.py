@@ -74,7 +74,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     """
     answered = work / "texts"
     question = pool.Question(functools.partial(annotate_text, job=run.job), _set_aside, "text_id", schemas.ANNOTATED_TEXTS)
-    in_flight = artifacts.fresh_folder(work / "in_flight")
+    in_flight = artifacts.fresh_folder(work / "in-flight")
     with pool.explained(in_flight):
         artifacts.map_rows(
             source=run.artifact("texts"),

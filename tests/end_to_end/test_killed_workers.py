@@ -17,7 +17,7 @@ def test_a_run_whose_workers_are_killed_ends_whole(small_job: Path, tmp_path: Pa
     try:
         engines = set()
         for name, moment in (
-            ("VLLM::EngineCore", ".work/annotate-*/in_flight/*.jsonl"),
+            ("VLLM::EngineCore", ".work/annotate-*/in-flight/*.jsonl"),
             ("ray::MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/checkpoints/*/*[!g].parquet"),
             ("ray::RayTrainWorker", ".work/tune_adapter-*/checkpoints/step-*"),
         ):

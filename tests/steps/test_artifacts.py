@@ -74,7 +74,7 @@ def test_a_write_that_broke_off_is_resumed_without_making_finished_blocks_again(
     assert map_rows.given == IDS
     finished = [row["id"] for row in tables.read(tmp_path / "made", "id")]
     assert len(finished) == len(set(finished)) == 10
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "checkpoints").glob("slice-*"))) == 2
 
     assert map_rows(doubled) == ["r05", "r07"] == sorted(set(IDS) - set(finished))  # the block that failed, and no other
     assert tables.read(tmp_path / "made", "id") == [{"id": row["id"], "twice": 2 * row["twice"]} for row in ROWS]
