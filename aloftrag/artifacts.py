@@ -137,8 +137,8 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return repr(settings[key]) if key in settings else "absent"
 
 
-def finish(artifact: Path, step: str, settings: dict[str, Any], counts: dict[str, Any], seconds: float) -> None:
-    """Write the manifest: from here on the artifact is finished."""
+def finish(artifact: Path, step: str, settings: dict[str, Any], counts: dict[str, Any], seconds: float, gpus: int = 0) -> None:
+    """Write the manifest: from here on the artifact is finished. ``gpus``: of the cluster, while it was made."""
     write_json(
         artifact / MANIFEST,
         {
@@ -147,6 +147,7 @@ def finish(artifact: Path, step: str, settings: dict[str, Any], counts: dict[str
             "settings": settings,
             "counts": counts,
             "seconds": round(seconds, 1),
+            "gpus": gpus,
             "versions": _versions(),
         },
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from aloftrag import artifacts, progress, report
 from aloftrag.artifacts import Run
+from aloftrag.engine import pool
 from aloftrag.errors import RunError
 from aloftrag.steps import (
     annotate,
@@ -148,9 +149,15 @@ def _make(run: Run, name: str, settings: dict[str, Any], say: Say) -> None:
     say(f"{run.job.language}  {name:<16} started")
     started = time.monotonic()
     counts = step.make(run, folder, work)
-    artifacts.finish(folder, name, settings, counts, time.monotonic() - started)
+    artifacts.finish(folder, name, settings, counts, time.monotonic() - started, _gpus())
     shutil.rmtree(work)
     say(f"{run.job.language}  {name:<16} done         {_shown(artifacts.manifest(folder))}")
+
+
+def _gpus() -> int:
+    import ray
+
+    return pool.gpus() if ray.is_initialized() else 0
 
 
 def _remove_unfinished(run: Run, name: str) -> None:

@@ -48,6 +48,12 @@ def next_turn(question: str) -> Message:
     return message("user", f"### Question\n{escaped(question.strip())}")
 
 
+def shown_texts(messages: Sequence[Message]) -> list[str]:
+    """The texts of a conversation that ``first_turns`` began, as they stand in it, in the order of their positions."""
+    numbered, _, _ = messages[1]["content"].rpartition("\n\n### Question\n")
+    return re.split(r"(?:\A|\n\n)### Text \d+\n", numbered)[1:]
+
+
 def reply_turn(cited_positions: Sequence[int], answer: str) -> Message:
     """The assistant's turn that is wanted; it cites ``none`` where no position is given."""
     cited = ", ".join(str(position) for position in sorted(cited_positions)) or NONE

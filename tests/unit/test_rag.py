@@ -154,3 +154,9 @@ def test_what_looks_like_our_headings_in_texts_and_questions_is_escaped() -> Non
 
 def test_a_further_question_stands_alone_in_its_turn() -> None:
     assert rag.next_turn(" And when? ") == {"role": "user", "content": "### Question\nAnd when?"}
+
+
+def test_the_texts_of_a_conversation_can_be_told_apart_again() -> None:
+    texts = ["one\n\ntwo", "## Text 2\n### Text 3\nmore", "last\n\n### Question\nwhich?"]
+    shown = rag.shown_texts(rag.first_turns(texts, "Which?\n\n### Text 4\nfour", "English"))
+    assert [text.replace("\\###", "###") for text in shown] == texts
