@@ -2,6 +2,7 @@
 
 from aloftrag import models
 from aloftrag.corpus import check_columns
+from aloftrag.evaluation import judge
 from aloftrag.evaluation.questions import GOLD_COLUMNS, gold_files, read_gold
 from aloftrag.job import Job
 from aloftrag.prompts import no_answer
@@ -24,3 +25,5 @@ def check(job: Job) -> None:
         no_answer.statement(job.language)
     models.local_folder(job.models.llm, "llm")
     models.local_folder(job.models.embedder, "embedder")
+    if job.evaluation.judge:
+        judge.identity(job.evaluation.judge)

@@ -74,7 +74,29 @@ def _parser() -> argparse.ArgumentParser:
     ask = command("ask", _ask, "answer a question from a run's texts with its adapter")
     ask.add_argument("run", metavar="RUN", type=Path)
     ask.add_argument("question")
+    check = command("judge-check", _judge_check, "how far a judge agrees with people")
+    check.add_argument("file", metavar="FILE", help="a table of context, question, answer, reply, is_correct")
+    check.add_argument("--judge", metavar="MODEL", help="as evaluation.judge (default: the default of models.llm)")
     return parser
+
+
+def _judge_check(options: argparse.Namespace) -> None:
+    from aloftrag.corpus import TABLES, check_columns, source_files
+    from aloftrag.evaluation import judge
+    from aloftrag.job import Models
+
+    source_files([options.file], "judge-check", TABLES)
+    check_columns(options.file, list(judge.CHECK_COLUMNS), "judge-check")
+    rows, named = judge.read_labels(options.file), options.judge or Models().llm
+    judge.identity(named)  # fetched, or refused, before anything else
+    with contextlib.redirect_stdout(sys.stderr):
+        found = judge.check(rows, named)
+    kappa = "not defined: only one verdict occurs" if found["kappa"] is None else f"{found['kappa']:.3f}"
+    print(f"answers            {found['answers']} ({found['unusable']} without a verdict)")
+    print(f"agreement          {found['agreement']:.1%}")
+    print(f"Cohen's kappa      {kappa}")
+    print(f"judge too lenient  {found['judge_too_lenient']}")
+    print(f"judge too strict   {found['judge_too_strict']}")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -137,7 +137,7 @@ class Evaluation(Section):
 
     gold: str | list[str] | None = None  # tables of context, question, answer (or a list, answers)
     held_out: Share = 0.1  # of the texts, where there is no gold: training asks nothing about them, and they are the test
-    judge: str | None = None
+    judge: str | None = None  # a model's name, as of models.llm, or the address of any OpenAI-compatible server
     max_questions: Count | None = None  # drawn evenly over the texts
     constrained: bool | Auto = "auto"  # replies in the asked form only; auto: if the base keeps it in under 90 % of the questions
     retrieval: Literal["forced", "as-is"] = "forced"  # whether a question's text is shown though the retriever did not find it
@@ -160,7 +160,6 @@ class Resources(Section):
 
 # In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
 NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
-    "evaluation.judge": (None,),
     "resources.max_gpus": (None,),
 }
 

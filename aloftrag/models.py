@@ -23,7 +23,8 @@ from typing import Literal
 from aloftrag.artifacts import files_digest, read_json, write_json
 from aloftrag.errors import UsageError
 
-Role = Literal["llm", "embedder"]
+Role = Literal["llm", "embedder", "judge"]
+_KEYS: dict[Role, str] = {"llm": "models.llm", "embedder": "models.embedder", "judge": "evaluation.judge"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLED = "pytorch_model.bin"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", f"*/{PICKLED}", "*.tiktoken"]  # * is any path
@@ -34,7 +35,7 @@ def local_folder(name: str, role: Role) -> Path:
 
     Raises ``UsageError`` when there is no such model or its folder lacks what ``role`` needs.
     """
-    key = f"models.{role}: {name!r}"
+    key = f"{_KEYS[role]}: {name!r}"
     if name.startswith("package:"):
         found = _in_package(name.removeprefix("package:"), key)
     elif is_server(name):
@@ -78,14 +79,14 @@ class ServedModel:
 
 
 @functools.cache
-def served_model(url: str) -> ServedModel:
+def served_model(url: str, key: str = "models.llm") -> ServedModel:
     """The first model of an OpenAI-compatible server; raises ``UsageError`` when there is none, or it does not say which weights it has.
 
     What it said last is kept, so that tuning needs no server any more.
     """
     from openai import APIError, DefaultHttpxClient, OpenAI
 
-    key, kept = f"models.llm: {url!r}", cache_folder() / "servers" / f"{hashlib.blake2b(url.encode(), digest_size=16).hexdigest()}.json"
+    key, kept = f"{key}: {url!r}", cache_folder() / "servers" / f"{hashlib.blake2b(url.encode(), digest_size=16).hexdigest()}.json"
     http = DefaultHttpxClient(trust_env=False)  # no proxy stands between
     try:
         with OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=10, max_retries=1, http_client=http) as client:
@@ -168,7 +169,7 @@ def _check_folder(folder: Path, role: Role, key: str) -> None:
         raise UsageError(f"{key}: {folder} has no weights in one of the forms read here: .safetensors, {PICKLED}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.txt", "tokenizer_config.json")):
         raise UsageError(f"{key}: {folder} has no tokeniser (tokenizer.json)")
-    if role == "llm" and not _has_chat_template(folder):
+    if role != "embedder" and not _has_chat_template(folder):
         raise UsageError(f"{key}: {folder} has no chat template; expected an instruction-tuned model")
 
 

@@ -7,13 +7,14 @@ server are sent again with growing pauses; then the run fails.
 import asyncio
 import math
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aloftrag.engine.port import Completion, PromptRefused
 from aloftrag.errors import RunError
 from aloftrag.models import local_folder, longest_prompt, served_model
-from aloftrag.prompts.chat import PlainPrompt, Prompt
+from aloftrag.prompts.chat import ChatPrompt, PlainPrompt, Prompt
 
 _REQUEST_SECONDS = 600
 RETRIES = 9  # after pauses of 0.5, 1, 2, 4, 8, 8 ... seconds: about a minute
@@ -33,22 +34,30 @@ class StartServerEngine:
         return ServerEngine(self)
 
 
-class ServerEngine:
-    """Asks a server for completions."""
+@dataclass(frozen=True)
+class StartChatServerEngine:
+    """Makes a client of any OpenAI-compatible server, in the process that calls it: one whose weights need not be here."""
 
-    def __init__(self, settings: StartServerEngine):
+    url: str
+    key: str  # of the job file, for errors
+    requests: int
+    retries: int = RETRIES
+
+    def __call__(self) -> "ChatServerEngine":
+        """The client."""
+        return ChatServerEngine(self)
+
+
+class _Client:
+    """Sends requests to a server, some at once, again where it is busy or fails."""
+
+    def __init__(self, settings: StartServerEngine | StartChatServerEngine, model: str, key: str):
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-        from transformers import AutoTokenizer
 
-        self._url = settings.url
-        self._model = served_model(settings.url)
-        self._longest = min(longest_prompt(settings.url, settings.max_tokens), self._model.max_tokens or settings.max_tokens)
-        self.tokenizer = AutoTokenizer.from_pretrained(local_folder(settings.url, "llm"))
-        self.max_num_seqs = settings.requests
-        self.is_dead = False  # it is not ours to start again
+        self._url, self._model, self._key = settings.url, model, key
         self._places = asyncio.Semaphore(settings.requests)
         # No proxy stands between: texts go to the server that was named and nowhere else.
-        self._client = AsyncOpenAI(
+        self.api = AsyncOpenAI(
             base_url=settings.url,
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             max_retries=settings.retries,
@@ -56,35 +65,72 @@ class ServerEngine:
             http_client=DefaultAsyncHttpxClient(trust_env=False),
         )
 
-    async def complete(self, prompt: Prompt) -> Completion:
-        """See ``aloftrag.engine.port.Engine``; raises ``RunError`` when the server gives no answer in the end."""
+    async def ask(self, create: Callable[..., Awaitable[Any]], asked: Prompt, **request: Any) -> Any:
+        """The one choice of a server's answer."""
         from openai import APIError, BadRequestError
 
-        token_ids = prompt.token_ids(self.tokenizer)
-        if len(token_ids) + prompt.max_tokens > self._longest:
-            raise PromptRefused.too_long(len(token_ids), prompt.max_tokens, self._longest)
+        # Else a server takes what the model's generation_config.json says, such as a penalty for repeating the text.
+        unpenalised = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+        beyond_openai = {"repetition_penalty": 1.0, **({"structured_outputs": {"regex": asked.form}} if asked.form else {})}
         async with self._places:
             try:
-                answer = await self._client.completions.create(
-                    model=self._model.name,
-                    prompt=token_ids,
-                    max_tokens=prompt.max_tokens,
-                    temperature=0.0,
-                    stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
-                    logprobs=prompt.alternatives or None,
-                    # Else a server takes what the model's generation_config.json says, such as a penalty for repeating the text.
-                    presence_penalty=0.0,
-                    frequency_penalty=0.0,
-                    extra_body={"repetition_penalty": 1.0, **({"structured_outputs": {"regex": prompt.form}} if prompt.form else {})},
+                answer = await create(
+                    model=self._model, max_tokens=asked.max_tokens, temperature=0.0, **unpenalised, extra_body=beyond_openai, **request
                 )
             except BadRequestError as error:
                 raise PromptRefused(f"the server refused the prompt: {error.message}") from error
             except APIError as error:
-                raise RunError(f"models.llm: {self._url} gave no answer: {error}") from error
+                raise RunError(f"{self._key}: {self._url} gave no answer: {error}") from error
         (choice,) = answer.choices
+        return choice
+
+
+class ServerEngine:
+    """Asks a server for completions of token ids."""
+
+    def __init__(self, settings: StartServerEngine):
+        from transformers import AutoTokenizer
+
+        served = served_model(settings.url)
+        self._longest = min(longest_prompt(settings.url, settings.max_tokens), served.max_tokens or settings.max_tokens)
+        self.tokenizer = AutoTokenizer.from_pretrained(local_folder(settings.url, "llm"))
+        self.max_num_seqs = settings.requests
+        self.is_dead = False  # it is not ours to start again
+        self._client = _Client(settings, served.name, "models.llm")
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """See ``aloftrag.engine.port.Engine``; raises ``RunError`` when the server gives no answer in the end."""
+        token_ids = prompt.token_ids(self.tokenizer)
+        if len(token_ids) + prompt.max_tokens > self._longest:
+            raise PromptRefused.too_long(len(token_ids), prompt.max_tokens, self._longest)
+        choice = await self._client.ask(
+            self._client.api.completions.create,
+            prompt,
+            prompt=token_ids,
+            stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
+            logprobs=prompt.alternatives or None,
+        )
         logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
-        logprob = sum(logprobs) if logprobs else None
-        return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs), logprob)
+        return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs), sum(logprobs) if logprobs else None)
+
+    def close(self) -> None:
+        """The server is not ours to end."""
+
+
+class ChatServerEngine:
+    """Asks a server for replies in a chat, as its own template writes it."""
+
+    def __init__(self, settings: StartChatServerEngine):
+        self.max_num_seqs = settings.requests
+        self.is_dead = False
+        self._client = _Client(settings, served_model(settings.url, settings.key).name, settings.key)
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """See ``ServerEngine``; of chats that begin no reply."""
+        assert isinstance(prompt, ChatPrompt)
+        assert not prompt.prefill, "a server's own template begins each reply anew"
+        choice = await self._client.ask(self._client.api.chat.completions.create, prompt, messages=prompt.messages)
+        return Completion(choice.message.content or "", choice.finish_reason == "stop")
 
     def close(self) -> None:
         """The server is not ours to end."""

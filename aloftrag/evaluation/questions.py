@@ -87,7 +87,7 @@ def draw(rows: pl.DataFrame, count: int | None, seed: int) -> pl.DataFrame:
     return drawn.sort("round", "draw").head(rows.height if count is None else count).drop("round", "draw").sort("question_id")
 
 
-def read_gold(file: str) -> list[dict[str, Any]]:
+def read_gold(file: str, key: str = "evaluation.gold") -> list[dict[str, Any]]:
     """The rows of a gold table, nothing guessed: an answer of 0730 stays one. Raises ``UsageError`` where it can't be read."""
     suffix = Path(file).suffix.lower()
     try:
@@ -97,9 +97,9 @@ def read_gold(file: str) -> list[dict[str, Any]]:
             return pl.read_csv(file, infer_schema=False).to_dicts()
         content = Path(file).read_text(encoding="utf-8-sig")
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        raise UsageError(f"evaluation.gold: {file}: not readable ({str(error).splitlines()[0]})") from error
+        raise UsageError(f"{key}: {file}: not readable ({str(error).splitlines()[0]})") from error
     lines = enumerate(content.split("\n"), 1)  # other line ends may stand inside an answer
-    return [_json_row(line, f"evaluation.gold: {file}, line {number}") for number, line in lines if line.strip()]
+    return [_json_row(line, f"{key}: {file}, line {number}") for number, line in lines if line.strip()]
 
 
 def _json_row(line: str, place: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Step 6b (paper 4.3): what the answers are worth, and whether the adapter should be used.
 
-answers -> scores.json, and scores (a row per question and variant)
+answers (and, for a judge, questions) -> scores.json, and scores (a row per question and variant)
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ import polars as pl
 
 from aloftrag import artifacts
 from aloftrag.artifacts import Run
-from aloftrag.evaluation import metrics
+from aloftrag.engine import StartEngine
+from aloftrag.evaluation import judge, metrics
 from aloftrag.evaluation.statistics import paired_difference
 from aloftrag.evaluation.verdict import verdict
 from aloftrag.prompts import rag
@@ -30,32 +31,65 @@ _DIFFERENCES = ("citation_accuracy", "citation_exact", "answer_f1")
 
 def settings(run: Run) -> dict[str, Any]:
     """Everything that can change the scores, beside the answers."""
-    return {"language": run.job.language, "seed": run.job.seed}
+    named = run.job.evaluation.judge
+    return {"language": run.job.language, "seed": run.job.seed, "evaluation.judge": judge.identity(named) if named else None}
 
 
-def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
+def make(run: Run, folder: Path, work: Path, start_judge: StartEngine | None = None) -> dict[str, Any]:
     """Write the ``scores`` artifact and scores.json; returns the verdict."""
-    del work  # quick: made anew after a kill
     answers_manifest = artifacts.manifest(run.artifact("answers"))
     assert answers_manifest is not None
     answers = {
         variant: pl.read_parquet(run.artifact("answers") / variant / "*.parquet").sort("question_id") for variant in ("base", "adapter")
     }
-    rows = {variant: score_rows(table, run.job.language) for variant, table in answers.items()}
+    verdicts = None
+    if run.job.evaluation.judge:
+        verdicts = judge.judged(_to_judge(run, answers), run, work, start_judge or judge.starter_of(run))
+    rows = {variant: score_rows(table, run.job.language, verdicts) for variant, table in answers.items()}
     artifacts.fresh_folder(folder)
     pl.concat(rows.values()).write_parquet(folder / "scores.parquet")
     scores = summarise(run, rows, answers["base"], answers_manifest["counts"])
     artifacts.write_json(run.folder / SCORES, scores)
-    return {"verdict": scores["verdict"], "why": scores["why"]}
+    unusable = {"unusable_verdicts": sum(verdict is None for verdict in verdicts.values())} if verdicts is not None else {}
+    return {"verdict": scores["verdict"], "why": scores["why"], **unusable}
 
 
-def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
-    """The metrics of each answer; an unusable reply is wrong in all of them."""
+def _to_judge(run: Run, answers: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """What a judge is asked: every answer with the text that holds the right one, where that was shown."""
+    asked = pl.read_parquet(run.artifact("questions") / "*.parquet").select("question_id", "messages", "positive_position")
+    texts = {
+        question_id: rag.shown_texts(messages)[position - 1] if position is not None else None
+        for question_id, messages, position in asked.iter_rows()
+    }
+    return [
+        {
+            "answer_id": _answer_id(row),
+            "text": texts[row["question_id"]],
+            **{name: row[name] for name in ("question", "gold_answers", "answer")},
+        }
+        for table in answers.values()
+        for row in table.iter_rows(named=True)
+        if row["answer"] is not None
+    ]
+
+
+def _answer_id(row: dict[str, Any]) -> str:
+    return f"{row['question_id']}/{row['variant']}"
+
+
+def score_rows(answers: pl.DataFrame, language: str, verdicts: dict[str, bool | None] | None = None) -> pl.DataFrame:
+    """The metrics of each answer; an unusable reply is wrong in all of them.
+
+    ``verdicts``: of a judge, by answer; an answer that it does not say anything of has no ``answer_accuracy``, and without a judge
+    none has.
+    """
     rows = []
     for row in answers.iter_rows(named=True):
         cited, right = row["cited_positions"], {*right_positions(row)}
         accuracy, precision = metrics.citation_accuracy(cited, right), metrics.citation_precision(cited, right)
         contains = metrics.answer_contains(row["answer"], row["gold_answers"], language)
+        judged = None if verdicts is None else verdicts.get(_answer_id(row), False)  # what is no answer was not judged
+        is_right = contains == 1 if verdicts is None else judged is True
         rows.append(
             {
                 "question_id": row["question_id"],
@@ -69,12 +103,13 @@ def score_rows(answers: pl.DataFrame, language: str) -> pl.DataFrame:
                 "format_ok": float(cited is not None),
                 "answer_f1": metrics.answer_f1(row["answer"], row["gold_answers"], language),
                 "answer_contains": contains,
-                "right_answer_wrong_citation": float(contains == 1 and accuracy == 0),
+                "answer_accuracy": None if judged is None else float(judged),
+                "right_answer_wrong_citation": float(is_right and accuracy == 0),
                 "abstained": cited == [],
                 "may_abstain": not right,  # no text that answers is shown
             }
         )
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema_overrides={"answer_accuracy": pl.Float64})
 
 
 def right_positions(row: dict[str, Any]) -> list[int]:
@@ -105,11 +140,11 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
         "retrieval": {"mode": run.job.evaluation.retrieval, "recall": _rounded((~base["is_hard"]).mean())},
         "constrained": counts["constrained"],
         **{variant: _variant_scores(rows[variant], may_be_absent=run.job.may_be_absent) for variant in ("base", "adapter")},
-        "difference": {
-            name: paired_difference(rows["base"][name].to_numpy(), rows["adapter"][name].to_numpy(), run.job.seed).as_json()
-            for name in _DIFFERENCES
-        },
+        "difference": {name: _difference(rows, name, run.job.seed) for name in _DIFFERENCES},
     }
+    if run.job.evaluation.judge:
+        scores["judge"] = run.job.evaluation.judge
+        scores["difference"]["answer_accuracy"] = _difference(rows, "answer_accuracy", run.job.seed)
     if counts["constrained"]:
         free = [
             rag.read(reply or "", contexts, may_be_absent=run.job.may_be_absent)
@@ -118,6 +153,13 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
         scores["base"]["format_ok_free"] = _rounded(np.mean([reply is not None for reply in free]))
     scores["verdict"], scores["why"] = verdict(scores)
     return scores
+
+
+def _difference(rows: dict[str, pl.DataFrame], name: str, seed: int) -> dict[str, Any]:
+    """Over the questions that both variants have a score for."""
+    base, adapter = rows["base"][name], rows["adapter"][name]
+    both = base.is_not_null() & adapter.is_not_null()
+    return paired_difference(base.filter(both).to_numpy(), adapter.filter(both).to_numpy(), seed).as_json()
 
 
 def _compared(adapter: pl.Series, baseline: pl.Series) -> dict[str, int]:
@@ -151,7 +193,7 @@ def _variant_scores(rows: pl.DataFrame, *, may_be_absent: bool) -> dict[str, Any
 
     return {
         **{name: _rounded(rows[name].mean()) for name in _MEANS},
-        "answer_accuracy": None,
+        "answer_accuracy": _rounded(rows["answer_accuracy"].mean()) if rows["answer_accuracy"].count() else None,
         **{name: _rounded(rows[name].mean()) for name in _ANSWER_MEANS},
         "easy": part(False),
         "hard": part(True),

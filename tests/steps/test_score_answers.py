@@ -1,5 +1,6 @@
 """Step 6b on four questions whose scores were worked out by hand."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 
 from aloftrag import artifacts, schemas
 from aloftrag.artifacts import Run
+from aloftrag.engine.scripted import ScriptedEngine
+from aloftrag.evaluation import judge
+from aloftrag.prompts import rag
 from aloftrag.steps import score_answers
 from tests.steps import tables
 from tests.steps.tables import Row
@@ -195,3 +199,36 @@ def test_a_text_that_is_known_to_answer_too_may_stand_for_a_missing_one() -> Non
     row |= {"positive_position": None, "also_positive_positions": [4]}
     (scored,) = score_answers.score_rows(pl.DataFrame([row]), "en").to_dicts()
     assert (scored["citation_exact"], scored["may_abstain"]) == (1.0, False)
+
+
+def test_a_judges_verdicts_are_the_answer_accuracy(new_run: Any, work: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says yes to what names Ada, no to the mill, and nothing usable about one of the others."""
+    monkeypatch.setattr(judge, "identity", lambda named: named)
+    monkeypatch.setattr(judge, "_MOST_UNUSABLE", 0.2)
+    run = new_run(evaluation={"judge": "some/judge"})
+    rows = {variant: rows_of(variant, answers, None) for variant, answers in (("base", BASE), ("adapter", ADAPTER))}
+    for variant, of_variant in rows.items():
+        tables.write(run.artifact("answers") / variant, schemas.ANSWERS, of_variant)
+    asked = [
+        {**{name: row[name] for name in schemas.QUESTIONS.names if name in row}, "similarities": [0.5] * 4}
+        | {"messages": rag.first_turns([f"text {n} about {row['question_id']}" for n in range(1, 5)], row["question"], "English")}
+        for row in rows["base"]
+    ]
+    tables.write(run.artifact("questions"), schemas.QUESTIONS, asked)
+    artifacts.finish(run.artifact("answers"), "answer_questions", {}, {"questions_from": "gold", "constrained": False}, 1.0)
+
+    def verdict(prompt: Any) -> str:
+        shown = prompt.messages[1]["content"]
+        answer = shown.rpartition("### Answer\n")[2]
+        name, position = ("easy-right", 2) if "easy-right" in shown else ("easy-all", 3) if "easy-all" in shown else ("hard", None)
+        assert position is None or f"### Text\ntext {position} about {name}" in shown
+        return "yes" if "Ada" in answer else "no" if "ill" in answer else "hm" if answer == "noon" else "yes"
+
+    counts = score_answers.make(run, run.artifact("scores"), work, functools.partial(ScriptedEngine, verdict))
+    scores = artifacts.read_json(run.folder / "scores.json")
+    assert counts["unusable_verdicts"] == 1
+    assert scores["base"]["answer_accuracy"] == 0.5  # Ada and six boats; the mill is wrong, no reply is wrong
+    assert scores["adapter"]["answer_accuracy"] == 0.666667  # Ada, six; the mill is wrong; of noon it says nothing
+    assert scores["difference"]["answer_accuracy"]["mean"] == 0.0  # over the three that both have a verdict on
+    assert scores["base"]["right_answer_wrong_citation"] == 0.25  # six boats
+    assert scores["judge"] == "some/judge"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from aloftrag import cli
 from aloftrag.engine import Completion, PromptRefused
-from aloftrag.engine.server import ServerEngine, StartServerEngine
+from aloftrag.engine.server import ServerEngine, StartChatServerEngine, StartServerEngine
 from aloftrag.errors import RunError, UsageError
 from aloftrag.models import local_folder, served_model
 from aloftrag.prompts.chat import ChatPrompt
@@ -49,8 +50,11 @@ class Server:
                 server.most_at_once = max(server.most_at_once, server.at_once)
                 time.sleep(server.seconds)
                 server.at_once -= 1
-                logprobs = {"top_logprobs": [{"yes": -0.1, "no": -2.5}]}
-                self._send(200, {"object": "text_completion", "choices": [{"text": "yes", "finish_reason": "stop", "logprobs": logprobs}]})
+                logprobs = {"top_logprobs": [{"yes": -0.1, "no": -2.5}], "token_logprobs": [-0.1, -0.2]}
+                said: dict[str, Any] = {"text": "yes", "logprobs": logprobs}
+                if self.path.endswith("/chat/completions"):
+                    said = {"message": {"role": "assistant", "content": "Yes."}}
+                self._send(200, {"object": "text_completion", "choices": [{**said, "finish_reason": "stop"}]})
 
             def _send(self, status: int, data: Any) -> None:
                 body = json.dumps(data).encode()
@@ -97,6 +101,7 @@ def test_a_prompt_goes_as_the_token_ids_of_our_own_engine_and_the_reply_comes_ba
     (completion,) = complete(server, [ASKED])
     assert (completion.text, completion.ended) == ("yes", True)
     assert completion.first_tokens == pytest.approx({"yes": 0.9048, "no": 0.0821}, abs=1e-4)
+    assert completion.logprob == pytest.approx(-0.3)
     (request,) = server.requests
     assert request["prompt"] == ASKED.token_ids(AutoTokenizer.from_pretrained(tiny_llm))
     assert request["structured_outputs"] == {"regex": "(yes|no)"}
@@ -143,6 +148,34 @@ def test_the_weights_are_those_that_the_server_was_started_with_also_after_it_en
     server.close()
     served_model.cache_clear()
     assert local_folder(server.url, "llm") == tiny_llm
+
+
+def test_a_chat_goes_to_any_server_as_it_is(server: Server) -> None:
+    async def ask() -> Completion:
+        return await StartChatServerEngine(server.url, "evaluation.judge", requests=2, retries=2)().complete(ChatPrompt(MESSAGES, 5))
+
+    assert asyncio.run(ask()) == Completion("Yes.", ended=True)
+    (request,) = server.requests
+    assert (request["messages"], request["max_tokens"], request["temperature"]) == (MESSAGES, 5, 0.0)
+    server.failures = [503] * 9
+    with pytest.raises(RunError, match=rf"evaluation\.judge: {server.url} gave no answer"):
+        asyncio.run(ask())
+
+
+def test_judge_check_asks_a_server_and_tells_how_far_it_agrees(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"context": "The lift has been out of use since May.", "question": "Since when?", "answer": "May", "reply": "May"}
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps({**row, "is_correct": label}) + "\n" for label in (True, True, False, "yes")))
+    assert cli.main(["judge-check", str(file), "--judge", server.url]) == 0
+    printed = capsys.readouterr().out
+    assert "answers            4 (0 without a verdict)" in printed
+    assert "agreement          75.0%" in printed
+    assert "judge too lenient  1" in printed
+    assert "The lift has been out of use" in server.requests[0]["messages"][1]["content"]
+    file.write_text(json.dumps({**row, "is_correct": "perhaps"}))
+    assert cli.main(["judge-check", str(file), "--judge", server.url]) == 2
+    assert "row 1: is_correct is 'perhaps'; expected true or false" in capsys.readouterr().err
+    assert cli.main(["judge-check", str(tmp_path / "none.csv"), "--judge", server.url]) == 2
 
 
 def test_where_nobody_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
