@@ -26,4 +26,4 @@ def check(job: Job) -> None:
     models.local_folder(job.models.llm, "llm")
     models.local_folder(job.models.embedder, "embedder")
     if job.evaluation.judge:
-        judge.identity(job.evaluation.judge)
+        judge.find(job.evaluation.judge)

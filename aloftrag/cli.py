@@ -88,7 +88,7 @@ def _judge_check(options: argparse.Namespace) -> None:
     source_files([options.file], "judge-check", TABLES)
     check_columns(options.file, list(judge.CHECK_COLUMNS), "judge-check")
     rows, named = judge.read_labels(options.file), options.judge or Models().llm
-    judge.identity(named)  # fetched, or refused, before anything else
+    judge.find(named)
     with contextlib.redirect_stdout(sys.stderr):
         found = judge.check(rows, named)
     kappa = "not defined: only one verdict occurs" if found["kappa"] is None else f"{found['kappa']:.3f}"

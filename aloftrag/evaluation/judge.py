@@ -36,6 +36,14 @@ _ASKED = pa.schema(
 _VERDICTS = pa.schema([pa.field("answer_id", pa.string(), nullable=False), pa.field("is_right", pa.bool_())])
 
 
+def find(judge: str) -> None:
+    """Fetch a judge, or raise ``UsageError`` where there is none."""
+    if models.is_server(judge):
+        models.served_model(judge, _KEY)
+    else:
+        models.local_folder(judge, "judge")
+
+
 def identity(judge: str) -> str:
     """What can change a judge's verdicts: its weights, or its name on a server."""
     return models.served_model(judge, _KEY).name if models.is_server(judge) else models.identity(judge, "judge")

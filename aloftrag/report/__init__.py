@@ -61,7 +61,7 @@ def write(run: Run) -> None:
         side_by_side=data.side_by_side(run),
         engine_busy=manifests["annotations"]["counts"].get("engine_busy"),
         durations={name: duration(manifest["seconds"]) for name, manifest in manifests.items()},
-        gpu_hours=sum(made["seconds"] * made["gpus"] for made in manifests.values() if "reused_from" not in made) / 3600,
+        gpu_hours=sum(made["seconds"] * made.get("gpus", 0) for made in manifests.values() if "reused_from" not in made) / 3600,
         reused={name: manifest["reused_from"] for name, manifest in manifests.items() if "reused_from" in manifest},
         versions=manifests["texts"]["versions"],
         settings=yaml.safe_dump(run.job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

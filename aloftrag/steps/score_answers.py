@@ -186,10 +186,8 @@ def abstention(rows: pl.DataFrame) -> dict[str, Any]:
 def _variant_scores(rows: pl.DataFrame, *, may_be_absent: bool) -> dict[str, Any]:
     def part(is_hard: bool) -> dict[str, Any]:
         chosen = rows.filter(pl.col("is_hard") == is_hard)
-        return {
-            "questions": chosen.height,
-            "citation_accuracy": _rounded(chosen["citation_accuracy"].mean()) if chosen.height else None,
-        }
+        means = {name: _rounded(chosen[name].mean()) if chosen.height else None for name in _DIFFERENCES}
+        return {"questions": chosen.height, **means}
 
     return {
         **{name: _rounded(rows[name].mean()) for name in _MEANS},
