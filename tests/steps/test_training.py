@@ -216,9 +216,9 @@ def kill_after_step(folder: Path, step: int, workers: int = 1) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_killed_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been(dropout: float, tiny_llm: Path, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "lora_dropout": dropout, "examples_per_step": 1, "checkpoint_minutes": 1e-6}
+def test_a_killed_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been(tiny_llm: Path, tmp_path: Path) -> None:
+    """With dropout, so that the random states count."""
+    settings = {**SETTINGS, "lora_dropout": 0.3, "examples_per_step": 1, "checkpoint_minutes": 1e-6}
     whole, killed = (write_run(tmp_path / name, tiny_llm, random_rows(40), **settings) for name in ("whole", "killed"))
     reference = trained(whole)
     kill_after_step(killed, 5)
