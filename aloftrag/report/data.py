@@ -31,7 +31,7 @@ def funnel(manifests: dict[str, Row]) -> list[tuple[str, int]]:
         ("questions written", counts["annotations"]["questions"]),
         ("questions that find their own text first", counts["negatives"]["found_own_text_first"]),
         ("questions kept for training", kept.get("train", 0)),
-        ("chats trained on", counts["adapter"]["chats"]),
+        ("conversations that ask them in training", counts["adapter"]["chats"]),
     ]
 
 
@@ -109,7 +109,8 @@ def side_by_side(run: Run) -> list[Row]:
     Each has its question, accepted answers, contexts (text, whether it is right, who cites it) and both replies.
     """
     scores = pl.read_parquet(run.artifact("scores") / "*.parquet").pivot("variant", index="question_id", values="citation_exact")
-    gain = {row["question_id"]: row["adapter"] - row["base"] for row in scores.sort("question_id").to_dicts()}
+    exact = {row["question_id"]: row for row in scores.sort("question_id").to_dicts()}
+    gain = {question_id: row["adapter"] - row["base"] for question_id, row in exact.items()}
     kinds = {
         "wins": [question_id for question_id, change in gain.items() if change > 0],
         "losses": [question_id for question_id, change in gain.items() if change < 0],
@@ -134,9 +135,9 @@ def side_by_side(run: Run) -> list[Row]:
             }
             for position, text in enumerate(rag.shown_texts(asked[question_id]["messages"]), 1)
         ]
-        rows.append(
-            {"kind": kind, "question": both["base"]["question"], "gold": both["base"]["gold_answers"], "contexts": contexts, **both}
-        )
+        asked_of_both = {"question": both["base"]["question"], "gold": both["base"]["gold_answers"], "contexts": contexts}
+        is_right = {f"{variant}_right": exact[question_id][variant] == 1 for variant in both}
+        rows.append({"kind": kind, **asked_of_both, **is_right, **both})
     return rows
 
 

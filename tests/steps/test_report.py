@@ -70,7 +70,7 @@ def test_what_documents_and_models_say_is_shown_as_it_is_and_never_markup(page: 
 
 def test_questions_side_by_side_show_gains_and_losses_and_who_cites_what(page: Any) -> None:
     text = " ".join(page().text.split())
-    assert text.index("Gain: Who built the mill?") < text.index("Loss: When does the ferry leave?")
+    assert text.index("Citation wrong → right: Who built the mill?") < text.index("Citation right → wrong: When does the ferry leave?")
     assert "1, the right one, cited by adapter" in text
     assert "2, the right one, cited by base" in text
     assert "(reply not usable)" in text
