@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,12 +138,26 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return repr(settings[key]) if key in settings else "absent"
 
 
-def finish(artifact: Path, step: str, settings: dict[str, Any], counts: dict[str, Any], seconds: float, gpus: int = 0) -> None:
-    """Write the manifest: from here on the artifact is finished. ``gpus``: of the cluster, while it was made."""
+def finish(
+    artifact: Path,
+    step: str,
+    settings: dict[str, Any],
+    counts: dict[str, Any],
+    seconds: float,
+    gpus: int = 0,
+    made_from: dict[str, str] | None = None,
+) -> None:
+    """Write the manifest: from here on the artifact is finished.
+
+    ``gpus``: of the cluster, while it was made; ``made_from``: the ids of the artifacts that it was made from. The id tells it from
+    one with the same fingerprint that was made another time: of equal settings, a GPU makes rows that are not quite equal.
+    """
     write_json(
         artifact / MANIFEST,
         {
             "step": step,
+            "id": uuid.uuid4().hex,
+            "made_from": made_from or {},
             "fingerprint": fingerprint(settings),
             "settings": settings,
             "counts": counts,
@@ -157,9 +172,10 @@ def link(made: Path, artifact: Path) -> None:
     """Make ``artifact`` the same files as ``made``, by hard links where the file system has them, else by a copy; no manifest.
 
     A link costs nothing and stays whole when the other run is deleted. Files of artifacts are replaced, never changed in place.
+    Raises ``OSError`` when ``made`` is being removed meanwhile.
     """
     shutil.rmtree(artifact, ignore_errors=True)
-    shutil.copytree(made, artifact, copy_function=_link, ignore=shutil.ignore_patterns(MANIFEST))
+    shutil.copytree(made, artifact, copy_function=_link, ignore=shutil.ignore_patterns(MANIFEST, ".*"))
 
 
 def _link(source: str, destination: str) -> None:
@@ -213,7 +229,13 @@ def rows_of(path: Path) -> int:
 
 def committed_rows(checkpoints: Path) -> int:
     """How many rows are known as written under a folder of checkpoints."""
-    return sum(rows_of(path) for path in checkpoints.rglob("*.parquet") if not path.name.endswith(PENDING))
+    return sum(_rows_of_committed(path) for path in checkpoints.rglob("*.parquet") if not path.name.endswith(PENDING))
+
+
+@functools.cache
+def _rows_of_committed(path: Path) -> int:
+    """Of a file that does not change any more; there may be very many, and they are counted again and again."""
+    return rows_of(path)
 
 
 def hold_schema(folder: Path, schema: pa.Schema) -> None:

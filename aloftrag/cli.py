@@ -118,11 +118,13 @@ def _run(options: argparse.Namespace) -> None:
                 redo=options.redo,
                 say=_say,
                 tell_progress=_say_in_place if sys.stdout.isatty() else _say,
-                progress_seconds=2 if sys.stdout.isatty() else 60,
+                progress_seconds=5 if sys.stdout.isatty() else 60,
             )
             if options.only is None:
                 _print_result(run.folder)
     finally:
+        if sys.stdout.isatty():
+            print(_CLEAR_LINE, end="", flush=True)  # a line of progress, when a step ended badly
         cluster.disconnect()
 
 

@@ -10,7 +10,6 @@ answer_questions  answers       4.3
 score_answers     scores.json   4.3
 """
 
-import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -81,8 +80,7 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say, tell_prog
         elif only in (None, name) and not redone and _reuse(run, name, fingerprints[step.MAKES]):
             say(f"{run.job.language}  {name:<16} reused       {_shown(artifacts.manifest(run.artifact(step.MAKES)))}")
         elif only in (None, name):
-            with progress.told(_work(run, name, settings), functools.partial(_tell, tell_progress, run, name), progress_seconds):
-                _make(run, name, settings, say)
+            _make(run, name, settings, say, tell_progress, progress_seconds)
         else:
             raise RunError(f"--only {only}: {name} is not finished; run it first with --only {name}, or the whole job without --only")
         if name == only:
@@ -110,48 +108,85 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _reuse(run: Run, name: str, fingerprint: str) -> bool:
     """Take a step's artifacts from a run beside this one (another job, the same language) that has made the same, if there is one.
 
-    Scores are of a run by its name, and quickly made.
+    The same means of the same settings, and from the very artifacts that this run has. Scores are of a run by its name, and quickly
+    made.
     """
     step = STEPS[name]
     if step is score_answers or run.work(name, fingerprint).is_dir():  # begun here: gone on with here
         return False
-    for manifest in sorted(run.folder.parents[1].glob(f"*/{run.job.language}/{step.MAKES}/{artifacts.MANIFEST}")):
-        made = artifacts.read_json(manifest)
-        if made["fingerprint"] != fingerprint:
+    made_from = _made_from(run, name)
+    for beside in _runs_beside(run):
+        made = artifacts.manifest(beside / step.MAKES)
+        if made is None or made["fingerprint"] != fingerprint or made.get("made_from") != made_from:
             continue
-        beside = manifest.parents[1]
         _remove_unfinished(run, name)
-        for artifact in (*step.BESIDE, step.MAKES):
-            artifacts.link(beside / artifact, run.artifact(artifact))
+        try:
+            for artifact in (*step.BESIDE, step.MAKES):
+                artifacts.link(beside / artifact, run.artifact(artifact))
+            unchanged = artifacts.manifest(beside / step.MAKES) == made
+        except OSError:
+            unchanged = False
+        if not unchanged:  # it is being made anew there, which removes the manifest first
+            _remove_unfinished(run, name)
+            continue
         artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
+        if step is tune_adapter:
+            model_card.write(run, made["counts"])
         reused_from = made.get("reused_from", f"{beside.parent.name}/{beside.name}")
         artifacts.write_json(run.artifact(step.MAKES) / artifacts.MANIFEST, {**made, "reused_from": reused_from})
         return True
     return False
 
 
-def _work(run: Run, name: str, settings: dict[str, Any]) -> Path:
-    return run.work(name, artifacts.fingerprint(settings))
+def _runs_beside(run: Run) -> list[Path]:
+    """The folders of the other jobs' runs in the same language, those that have come furthest first."""
+    others = [folder for folder in run.folder.parents[1].glob(f"*/{run.job.language}") if folder != run.folder]
+    finished = {folder: sum((folder / step.MAKES / artifacts.MANIFEST).is_file() for step in STEPS.values()) for folder in others}
+    return sorted(others, key=lambda folder: (-finished[folder], folder))
 
 
-def _tell(tell_progress: Say, run: Run, name: str, done: str) -> None:
-    tell_progress(f"{run.job.language}  {name:<16} {done}")
+def _made_from(run: Run, name: str) -> dict[str, str]:
+    """The ids of the artifacts that a step makes its own from; those of a version without ids have none."""
+    manifests = {needed: artifacts.manifest(run.artifact(needed)) or {} for needed in STEPS[name].NEEDS}
+    return {needed: manifest.get("id", "") for needed, manifest in manifests.items()}
 
 
-def _make(run: Run, name: str, settings: dict[str, Any], say: Say) -> None:
+def _make(run: Run, name: str, settings: dict[str, Any], say: Say, tell_progress: Say, progress_seconds: float) -> None:
     step = STEPS[name]
     folder = run.artifact(step.MAKES)
-    work = _work(run, name, settings)
+    work = run.work(name, artifacts.fingerprint(settings))
     if not work.is_dir():  # what lies there unfinished was made with other settings
         _remove_unfinished(run, name)
         work.mkdir(parents=True)
     artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
     say(f"{run.job.language}  {name:<16} started")
-    started = time.monotonic()
-    counts = step.make(run, folder, work)
-    artifacts.finish(folder, name, settings, counts, time.monotonic() - started, _gpus())
+    clock = _Clock(work)
+
+    def look() -> None:
+        clock.note()
+        if (found := progress.of_work(work)) is not None:
+            tell_progress(f"{run.job.language}  {name:<16} {found}")
+
+    with progress.repeatedly(look, progress_seconds):
+        counts = step.make(run, folder, work)
+    artifacts.finish(folder, name, settings, counts, clock.seconds(), _gpus(), _made_from(run, name))
     shutil.rmtree(work)
     say(f"{run.job.language}  {name:<16} done         {_shown(artifacts.manifest(folder))}")
+
+
+class _Clock:
+    """The time that a step takes, over all its starts; of one that was killed, up to the last note."""
+
+    def __init__(self, work: Path):
+        self._path = work / "seconds.json"
+        self._before = artifacts.read_json(self._path) if self._path.is_file() else 0.0
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def note(self) -> None:
+        artifacts.write_json(self._path, self.seconds())
 
 
 def _gpus() -> int:

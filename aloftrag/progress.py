@@ -4,6 +4,7 @@ Where a step maps rows (``artifacts.map_rows``), the committed ones are counted 
 answered since. Training has its metrics.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -54,7 +55,14 @@ def duration(seconds: float) -> str:
 
 
 def of_work(work: Path) -> Progress | None:
-    """The progress of the step whose work folder this is; None where nothing is known yet."""
+    """The progress of the step whose work folder this is; None where nothing is known yet, or a file was removed while it was read."""
+    try:
+        return _of_work(work)
+    except FileNotFoundError:
+        return None
+
+
+def _of_work(work: Path) -> Progress | None:
     if (work / METRICS).is_file():
         return _of_training(work / METRICS)
     begun = {path.parent: artifacts.read_json(path) for path in work.glob(f"*{_CHECKPOINTS}/{artifacts.BEGUN}")}
@@ -73,18 +81,14 @@ def of_work(work: Path) -> Progress | None:
 
 
 @contextmanager
-def told(work: Path, tell: Callable[[str], None], every: float) -> Iterator[None]:
-    """While the body runs, tell how far the step with this work folder is, every so many seconds."""
+def repeatedly(action: Callable[[], None], every: float) -> Iterator[None]:
+    """While the body runs, do something every so many seconds; where the storage does not answer, the next time."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(every):
-            try:
-                progress = of_work(work)
-            except FileNotFoundError:  # committed or removed while it was being read
-                continue
-            if progress:
-                tell(str(progress))
+            with contextlib.suppress(OSError):
+                action()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

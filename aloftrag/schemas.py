@@ -127,7 +127,7 @@ QUESTIONS = pa.schema(
         pa.field("similarities", pa.list_(pa.float64()), nullable=False),
         pa.field("positive_position", pa.int64()),  # null: not shown (evaluation.retrieval: as-is)
         pa.field("also_positive_positions", pa.list_(pa.int64()), nullable=False),  # of texts that answer it too
-        pa.field("most_similar_position", pa.int64(), nullable=False),
+        pa.field("most_similar_position", pa.int64(), nullable=False),  # 0: it had to give way, and is not shown
         pa.field("most_words_position", pa.int64(), nullable=False),  # of the text with the most words of the question
         pa.field("is_hard", pa.bool_(), nullable=False),
         pa.field("messages", MESSAGES, nullable=False),
@@ -143,7 +143,7 @@ ANSWERS = pa.schema(
         pa.field("context_ids", pa.list_(pa.string()), nullable=False),
         pa.field("positive_position", pa.int64()),  # null: not shown (evaluation.retrieval: as-is)
         pa.field("also_positive_positions", pa.list_(pa.int64()), nullable=False),
-        pa.field("most_similar_position", pa.int64(), nullable=False),
+        pa.field("most_similar_position", pa.int64(), nullable=False),  # 0: it had to give way, and is not shown
         pa.field("most_words_position", pa.int64(), nullable=False),  # of the text with the most words of the question
         pa.field("is_hard", pa.bool_(), nullable=False),
         pa.field("completion", pa.string()),

@@ -21,7 +21,7 @@ from aloftrag.artifacts import BLOCK_ROWS
 from aloftrag.engine import StartEngine
 from aloftrag.engine.in_flight import InFlightLog, halves
 from aloftrag.engine.port import Completion, Engine, EngineDead
-from aloftrag.engine.server import StartServerEngine
+from aloftrag.engine.server import StartChatServerEngine, StartServerEngine
 from aloftrag.errors import RunError
 from aloftrag.job import Job, Resources
 from aloftrag.prompts.chat import Prompt
@@ -196,7 +196,7 @@ def ask_rows(dataset: "Dataset", question: Question, start_engine: StartEngine, 
 
     # While the last rows of a block are answered, the next have begun.
     blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
-    on_server = isinstance(start_engine, StartServerEngine)
+    on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)
     return dataset.map_batches(
         _EngineActor,
         fn_constructor_args=(start_engine, question, logs, job.engine.stall_minutes),

@@ -65,17 +65,22 @@ class _Client:
             http_client=DefaultAsyncHttpxClient(trust_env=False),
         )
 
-    async def ask(self, create: Callable[..., Awaitable[Any]], asked: Prompt, **request: Any) -> Any:
-        """The one choice of a server's answer."""
+    async def ask(self, create: Callable[..., Awaitable[Any]], asked: Prompt, *, plain: bool = False, **request: Any) -> Any:
+        """The one choice of a server's answer; ``plain``: to a request with nothing that only vLLM knows."""
         from openai import APIError, BadRequestError
 
         # Else a server takes what the model's generation_config.json says, such as a penalty for repeating the text.
         unpenalised = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
-        beyond_openai = {"repetition_penalty": 1.0, **({"structured_outputs": {"regex": asked.form}} if asked.form else {})}
+        of_vllm = {"repetition_penalty": 1.0, **({"structured_outputs": {"regex": asked.form}} if asked.form else {})}
         async with self._places:
             try:
                 answer = await create(
-                    model=self._model, max_tokens=asked.max_tokens, temperature=0.0, **unpenalised, extra_body=beyond_openai, **request
+                    model=self._model,
+                    max_tokens=asked.max_tokens,
+                    temperature=0.0,
+                    **unpenalised,
+                    extra_body=None if plain else of_vllm,
+                    **request,
                 )
             except BadRequestError as error:
                 raise PromptRefused(f"the server refused the prompt: {error.message}") from error
@@ -123,13 +128,21 @@ class ChatServerEngine:
     def __init__(self, settings: StartChatServerEngine):
         self.max_num_seqs = settings.requests
         self.is_dead = False
+        self._is_plain = False  # whether the server is known to take plain requests alone
         self._client = _Client(settings, served_model(settings.url, settings.key).name, settings.key)
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``ServerEngine``; of chats that begin no reply."""
         assert isinstance(prompt, ChatPrompt)
         assert not prompt.prefill, "a server's own template begins each reply anew"
-        choice = await self._client.ask(self._client.api.chat.completions.create, prompt, messages=prompt.messages)
+        create = self._client.api.chat.completions.create
+        try:
+            choice = await self._client.ask(create, prompt, plain=self._is_plain, messages=prompt.messages)
+        except PromptRefused:
+            if self._is_plain:
+                raise
+            choice = await self._client.ask(create, prompt, plain=True, messages=prompt.messages)
+            self._is_plain = True  # it took this one, so it was what only vLLM knows that it refused
         return Completion(choice.message.content or "", choice.finish_reason == "stop")
 
     def close(self) -> None:

@@ -108,7 +108,8 @@ def _hold_usable(verdicts: Sequence[bool | None], key: str) -> None:
     unusable = sum(verdict is None for verdict in verdicts)
     if unusable > _MOST_UNUSABLE * len(verdicts):
         raise RunError(
-            f"{key}: the judge said neither yes nor no to {unusable} of {len(verdicts)} answers; take a model that follows instructions"
+            f"{key}: the judge said neither yes nor no to {unusable} of {len(verdicts)} answers, or refused them; "
+            "take a model that follows instructions"
         )
 
 
@@ -118,6 +119,7 @@ def read_labels(file: str) -> list[Row]:
     if not rows:
         raise UsageError(f"judge-check: {file}: no rows")
     for number, row in enumerate(rows, 1):
+        row["reply"] = "" if row.get("reply") is None else row["reply"]  # a question that was left unanswered
         if missing := [name for name in CHECK_COLUMNS if row.get(name) is None]:
             raise UsageError(f"judge-check: {file}, row {number}: no {missing[0]}; expected the columns {', '.join(CHECK_COLUMNS)}")
         row["is_correct"] = _label(row["is_correct"], f"judge-check: {file}, row {number}")
@@ -125,7 +127,7 @@ def read_labels(file: str) -> list[Row]:
 
 
 def _label(value: Any, place: str) -> bool:
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    known = {**dict.fromkeys(("true", "1", "1.0", "yes"), True), **dict.fromkeys(("false", "0", "0.0", "no"), False)}
     if (label := known.get(str(value).strip().lower())) is None:
         raise UsageError(f"{place}: is_correct is {value!r}; expected true or false")
     return label
@@ -133,7 +135,7 @@ def _label(value: Any, place: str) -> bool:
 
 def check(rows: Sequence[Row], judge: str) -> dict[str, Any]:
     """How far a judge agrees with the ``is_correct`` of rows (``read_labels``): see ``agreement``."""
-    prompts = [judge_prompt.prompt(row["context"], row["question"], [str(row["answer"])], str(row["reply"])) for row in rows]
+    prompts = [judge_prompt.prompt(str(row["context"]), str(row["question"]), [str(row["answer"])], str(row["reply"])) for row in rows]
     if models.is_server(judge):
         start: StartEngine = StartChatServerEngine(judge, "judge-check", _REQUESTS)
     else:

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -75,9 +76,13 @@ def paper_figure(job: str, language: str) -> Row | None:
     """The paper's figures for the data set that a job is named after (``xquad``, ``xquad-en-cpu``) in a language, if it has any."""
     text = (files("aloftrag.report") / "paper_results.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    beginning = re.split(r"[-_.]", job.casefold())[0]
-    return next((row for row in rows if row["language"] == language and _plain(row["dataset"]) == beginning), None)
+    return next((row for row in rows if row["language"] == language and _is_named_after(job, row["dataset"])), None)
 
 
-def _plain(dataset: str) -> str:
-    return dataset.casefold().replace("-", "").replace("á", "a")
+def _is_named_after(job: str, dataset: str) -> bool:
+    name = "[-_.]?".join(map(re.escape, _plain(dataset).split("-")))
+    return re.match(rf"{name}(?![a-z0-9])", _plain(job)) is not None
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(letter))

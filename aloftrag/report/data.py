@@ -19,20 +19,29 @@ _POINTS = 120  # of the loss curve
 Row = dict[str, Any]
 
 
-def funnel(manifests: dict[str, Row]) -> list[tuple[str, int]]:
+def funnel(manifests: dict[str, Row], run: Run) -> list[tuple[str, int]]:
     """How many of each there are, from the documents to the questions trained on."""
     counts = {name: manifest["counts"] for name, manifest in manifests.items()}
-    kept = counts["chats"]["kept"]
+    kept, threshold = counts["chats"]["kept"], run.job.annotation.text_threshold
+    rated_enough = [(f"texts rated {threshold:g} or more", _rated(run.artifact("annotations"), threshold))] if threshold else []
+    found_first = [("questions that find their own text first", counts["negatives"]["found_own_text_first"])]
     return [
         ("source files", counts["texts"]["files"]),
         ("texts read", counts["texts"]["read"]),
         ("different texts", counts["texts"]["texts"]),
         ("texts with a rating", counts["annotations"]["rated"]),
+        *rated_enough,
         ("questions written", counts["annotations"]["questions"]),
-        ("questions that find their own text first", counts["negatives"]["found_own_text_first"]),
+        *(found_first if run.job.negatives.require_self_retrieval else []),
         ("questions kept for training", kept.get("train", 0)),
         ("conversations that ask them in training", counts["adapter"]["chats"]),
     ]
+
+
+def _rated(annotations: Path, threshold: float) -> int:
+    """How many texts have at least this rating."""
+    enough = pl.scan_parquet(annotations / "*.parquet").filter(pl.col("text_rating") >= threshold)
+    return int(enough.select(pl.col("text_id").n_unique()).collect().item())
 
 
 def left_out(run: Run) -> list[tuple[str, int, list[dict[str, str]]]]:

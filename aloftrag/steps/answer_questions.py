@@ -40,7 +40,7 @@ VERSION = 4
 FORMAT_KEPT = 0.9  # constrained: auto leaves replies free when the base keeps the form in this share of the questions
 # How far the log-probabilities of equal replies of one model may be apart: float32; bfloat16 (not yet measured on a GPU).
 _ROUNDING_CPU, _ROUNDING_GPU = 1e-4, 0.05
-_SAME = 0.9
+_TURNED = 0.01  # the share of a model's own replies that rounding may turn
 _BEGINNING_TOKENS = 16  # enough to see whether a reply begins in the asked form
 _ASKED = pa.schema(
     [
@@ -99,12 +99,12 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
 
 
 def _hold_applied(base: pa.Table, adapter: pa.Table, scored: str, rounding: float) -> None:
-    """Raises ``RunError`` when the adapter answers as the base does, in nine of ten questions or more, down to the probabilities."""
+    """Raises ``RunError`` when the adapter answers as the base does, word for word and in the probabilities, but for rounding."""
     of_base = {row["question_id"]: row for row in base.to_pylist()}
     pairs = [(of_base[row["question_id"]], row) for row in adapter.to_pylist()]
     replied = [(one, other) for one, other in pairs if one[scored] is not None or other[scored] is not None]
     same = sum(_is_same(one, other, scored, rounding) for one, other in replied)
-    if replied and same >= _SAME * len(replied):
+    if replied and len(replied) - same <= _TURNED * len(replied):
         raise RunError(
             f"answer_questions: the adapter was not applied: {same} of {len(replied)} replies are the base model's, with the same "
             "probabilities; a comparison would say nothing (adapter/metrics.jsonl shows whether it learned anything)"
@@ -206,7 +206,11 @@ class _Contexts:
     def __call__(self, block: pa.Table) -> pa.Table:
         queries, rows = vectors_of(block), block.drop_columns("vector").to_pylist()
         own_ids = block["text_id"].to_pylist()
-        nearest = near_duplicates.nearest_distinct(self._index, queries, self._job.contexts, own_ids, self._clusters_of)
+        as_is = self._job.evaluation.retrieval == "as-is"
+        # Where a text is put in, its near-duplicates stay out; as it is, a copy may be found in its place.
+        kept = [None] * len(own_ids) if as_is else own_ids
+        nearest = near_duplicates.nearest_distinct(self._index, queries, self._job.contexts, kept, self._clusters_of)
+        cluster = self._clusters_of({*own_ids}.union(*nearest))
         own_similarities = self._index.similarity(queries, own_ids)
         texts = self._store.texts({*own_ids}.union(*nearest))
         language = languages.english_name(self._job.language)
@@ -222,10 +226,12 @@ class _Contexts:
                 + 64
             )
             limit = self._longest - rag.reply_tokens(self._longest) - overhead
-            as_is = self._job.evaluation.retrieval == "as-is"
-            contexts = choose_contexts(list(found), row["text_id"], lengths, limit, as_is=as_is)
-            most_similar = contexts[0]
-            by_id = {**found, row["text_id"]: own}
+            positive = row["text_id"]
+            own_cluster = cluster.get(positive, positive)
+            positive = next((text for text in found if cluster.get(text, text) == own_cluster), positive)
+            contexts = choose_contexts(list(found), positive, lengths, limit, as_is=as_is)
+            most_similar = next(iter(found))
+            by_id = {row["text_id"]: own, **found}
             seeds.generator(self._job.seed, "contexts", row["question_id"]).shuffle(contexts)
             shown = [texts[context] for context in contexts]
             also_positive = set(row.pop("also_positive"))
@@ -234,11 +240,11 @@ class _Contexts:
                     **row,
                     "context_ids": contexts,
                     "similarities": [by_id[context] for context in contexts],
-                    "positive_position": contexts.index(row["text_id"]) + 1 if row["text_id"] in contexts else None,
+                    "positive_position": contexts.index(positive) + 1 if positive in contexts else None,
                     "also_positive_positions": [place for place, context in enumerate(contexts, 1) if context in also_positive],
-                    "most_similar_position": contexts.index(most_similar) + 1,
+                    "most_similar_position": contexts.index(most_similar) + 1 if most_similar in contexts else 0,
                     "most_words_position": most_words_position(row["question"], shown, self._job.language),
-                    "is_hard": row["text_id"] not in found,
+                    "is_hard": positive not in found,
                     "messages": rag.first_turns(shown, row["question"], language, may_be_absent=self._job.may_be_absent),
                 }
             )

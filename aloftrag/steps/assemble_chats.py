@@ -30,7 +30,7 @@ from aloftrag.training.chats import ChatPlan, chat_row, plan_chats
 MAKES = "chats"
 BESIDE: tuple[str, ...] = ("selection",)
 NEEDS: tuple[str, ...] = ("texts", "annotations", "negatives")
-VERSION = 4
+VERSION = 5
 
 _FLAWS = ("wrong_language", "refers_to_text", "copies_instruction")
 TOO_LONG = "longer than training.max_tokens with its own text alone"
@@ -111,7 +111,7 @@ def select(annotations: pl.DataFrame, negatives: pl.DataFrame, clusters: pl.Data
         (pl.col("question").is_null(), "no usable question"),
         *((pl.col(name).fill_null(False), name.replace("_", " ")) for name in flawed),
     ]
-    if job.annotation.rate_qa:
+    if job.annotation.rate_qa and job.annotation.qa_threshold:
         for name in ("question_rating", "answer_rating"):
             reasons.append((pl.col(name).fill_null(-1) < job.annotation.qa_threshold, f"{name.partition('_')[0]} rated too low"))
     if job.negatives.require_self_retrieval:

@@ -46,6 +46,9 @@ def make(run: Run, folder: Path, work: Path, start_judge: StartEngine | None = N
     if run.job.evaluation.judge:
         verdicts = judge.judged(_to_judge(run, answers), run, work, start_judge or judge.starter_of(run))
     rows = {variant: score_rows(table, run.job.language, verdicts) for variant, table in answers.items()}
+    judged = pl.concat(rows.values()).filter(pl.col("answer_accuracy").is_null())["question_id"].to_list()
+    of_both = pl.when(~pl.col("question_id").is_in(judged)).then("answer_accuracy").alias("answer_accuracy")
+    rows = {variant: table.with_columns(of_both) for variant, table in rows.items()}  # compared over the same questions
     artifacts.fresh_folder(folder)
     pl.concat(rows.values()).write_parquet(folder / "scores.parquet")
     scores = summarise(run, rows, answers["base"], answers_manifest["counts"])
@@ -81,7 +84,7 @@ def score_rows(answers: pl.DataFrame, language: str, verdicts: dict[str, bool | 
     """The metrics of each answer; an unusable reply is wrong in all of them.
 
     ``verdicts``: of a judge, by answer; an answer that it does not say anything of has no ``answer_accuracy``, and without a judge
-    none has.
+    none has. Beside the metrics stands what the baselines would score (``most_similar``, ``most_words``).
     """
     rows = []
     for row in answers.iter_rows(named=True):
@@ -107,6 +110,7 @@ def score_rows(answers: pl.DataFrame, language: str, verdicts: dict[str, bool | 
                 "right_answer_wrong_citation": float(is_right and accuracy == 0),
                 "abstained": cited == [],
                 "may_abstain": not right,  # no text that answers is shown
+                **{name: float(row[column] in right) for name, column in _BASELINES.items()},
             }
         )
     return pl.DataFrame(rows, schema_overrides={"answer_accuracy": pl.Float64})
@@ -122,10 +126,7 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
     """scores.json as in the contract."""
     shown = base["context_ids"].list.len()
     right = [right_positions(row) for row in base.iter_rows(named=True)]
-    baselines = {
-        name: pl.Series([position in positions for position, positions in zip(base[column], right, strict=True)]).cast(pl.Float64)
-        for name, column in _BASELINES.items()
-    }
+    baselines = {name: rows["adapter"][name] for name in _BASELINES}
     scores: dict[str, Any] = {
         "job": run.job.name,
         "language": run.job.language,
@@ -156,10 +157,8 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
 
 
 def _difference(rows: dict[str, pl.DataFrame], name: str, seed: int) -> dict[str, Any]:
-    """Over the questions that both variants have a score for."""
-    base, adapter = rows["base"][name], rows["adapter"][name]
-    both = base.is_not_null() & adapter.is_not_null()
-    return paired_difference(base.filter(both).to_numpy(), adapter.filter(both).to_numpy(), seed).as_json()
+    base, adapter = (rows[variant][name].drop_nulls().to_numpy() for variant in ("base", "adapter"))
+    return paired_difference(base, adapter, seed).as_json()
 
 
 def _compared(adapter: pl.Series, baseline: pl.Series) -> dict[str, int]:

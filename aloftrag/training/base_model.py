@@ -26,25 +26,25 @@ def name_base_model(adapter: Path, job: Job) -> None:
 
 def hold_adapter(adapter: Path, job: Job) -> None:
     """Raises ``RunError`` for an adapter of another model than the job's, and for one that changes nothing (LoRA's B is 0)."""
-    from safetensors import safe_open
+    from safetensors import deserialize
 
     named, wanted = artifacts.read_json(adapter / _CONFIG)["base_model_name_or_path"], base_model(job)
     if named != wanted and _is_hub_id(named) and _is_hub_id(wanted):
         raise RunError(f"{adapter}: an adapter of {named}, but models.llm is {wanted}; --redo tune_adapter makes one of it")
     shapes = _shapes(models.local_folder(job.models.llm, "llm"))
     changes = False
-    with safe_open(adapter / _WEIGHTS, framework="np") as tensors:
-        for name in tensors.offset_keys():
-            layer, _, matrix = name.removeprefix(_PREFIX).rpartition(".lora_")
-            shape, is_b = tensors.get_slice(name).get_shape(), matrix.startswith("B")
-            outputs, inputs = shapes.get(f"{layer}.weight", (None, None))
-            expected, found = (outputs, shape[0]) if is_b else (inputs, shape[1])
-            if expected not in (None, found):
-                raise RunError(
-                    f"{adapter}: an adapter of another model ({named}) than models.llm ({wanted}): {name} is {found} wide, "
-                    f"not {expected}; --redo tune_adapter makes one of it"
-                )
-            changes = changes or (is_b and bool(tensors.get_tensor(name).any()))
+    for name, tensor in deserialize((adapter / _WEIGHTS).read_bytes()):  # as bytes: numpy knows no bfloat16
+        layer, _, matrix = name.removeprefix(_PREFIX).rpartition(".lora_")
+        if matrix[:1] not in ("A", "B"):
+            continue
+        outputs, inputs = shapes.get(f"{layer}.weight", (None, None))
+        expected, found = (outputs, tensor["shape"][0]) if matrix.startswith("B") else (inputs, tensor["shape"][1])
+        if expected not in (None, found):
+            raise RunError(
+                f"{adapter}: an adapter of another model ({named}) than models.llm ({wanted}): {name} is {found} wide, not {expected}; "
+                "--redo tune_adapter makes one of it"
+            )
+        changes = changes or (matrix.startswith("B") and any(tensor["data"]))
     if not changes:
         raise RunError(f"{adapter}: the adapter was never trained (B is 0 in all its layers) and changes nothing; --redo tune_adapter")
 

@@ -249,8 +249,9 @@ def replies_of(*rows: tuple[str | None, float | None]) -> pa.Table:
     ("base", "adapter", "is_applied"),
     [
         ([("a", -2.0)] * 10, [("a", -2.00001)] * 10, False),
-        ([("a", -2.0)] * 10, [("a", -2.0)] * 9 + [("b", -2.0)], False),  # one of ten: rounding may turn a reply
-        ([("a", -2.0)] * 10, [("a", -2.0)] * 8 + [("b", -2.0)] * 2, True),
+        ([("a", -2.0)] * 100, [("a", -2.0)] * 99 + [("b", -2.0)], False),  # one of a hundred: rounding may turn a reply
+        ([("a", -2.0)] * 100, [("a", -2.0)] * 98 + [("b", -2.0)] * 2, True),
+        ([("a", -2.0)] * 10, [("a", -2.0)] * 9 + [("b", -2.0)], True),
         ([("a", -2.0)] * 10, [("a", -1.9)] * 10, True),  # the same words, said with more certainty
         ([("a", None)] * 10, [("a", None)] * 10, False),  # an engine that tells no probabilities
         ([("a", -2.0)] * 10, [(None, None)] * 10, True),

@@ -35,6 +35,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in STEPS:
         monkeypatch.setattr(pipeline.STEPS[name], "make", stub(name))
     monkeypatch.setattr(pipeline.model_card, "tell_scores", lambda run: None)
+    monkeypatch.setattr(pipeline.model_card, "write", lambda run, counts: None)
     monkeypatch.setattr(pipeline.report, "write", lambda run: (run.folder / "report.html").write_text("page"))
     return names
 
@@ -328,8 +329,39 @@ def test_unfinished_work_is_gone_on_with_though_a_run_beside_has_finished_it(
     go(run_of(name="other"))
     called.clear()
     said = go(run_of())
-    assert called == [*STEPS[2:3], STEPS[6]]
-    assert sum("reused" in line for line in said) == 3
+    assert called == STEPS[2:]  # what the other run made after it, it made from negatives of its own
+    assert not any("reused" in line for line in said)
+
+
+def test_what_was_made_from_another_artifact_with_the_same_settings_is_not_taken(called: list[str], run_of: Callable[..., Run]) -> None:
+    go(run_of(name="a"))
+    go(run_of(name="b"), redo="annotate")  # annotations of its own, of the same settings
+    go(run_of(name="b", training={"epochs": 2}), redo="tune_adapter")
+    called.clear()
+    go(run_of(name="c", training={"epochs": 2}))
+    made = {name: artifacts.manifest(run_of(name="c").artifact(MADE_BY[name])) or {} for name in STEPS}
+    assert {made[name]["reused_from"] for name in STEPS[:4]} == {"a/en"}
+    assert called == STEPS[4:]  # b has such an adapter, but made from its own annotations
+    assert made["mine_negatives"]["made_from"]["annotations"] == made["annotate"]["id"]
+    assert made["tune_adapter"]["made_from"] == {"chats": made["assemble_chats"]["id"]}
+
+
+def test_a_step_that_is_being_made_anew_in_the_other_run_is_not_taken(
+    called: list[str], run_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(run_of())
+    link = artifacts.link
+
+    def removed_meanwhile(made: Path, artifact: Path) -> None:
+        link(made, artifact)
+        if made.name == "texts":
+            (made / artifacts.MANIFEST).unlink()
+
+    monkeypatch.setattr(artifacts, "link", removed_meanwhile)
+    called.clear()
+    go(run_of(name="other"))
+    assert called == STEPS  # nothing else was made from the texts that it has now made itself
+    assert "reused_from" not in (artifacts.manifest(run_of(name="other").artifact("texts")) or {})
 
 
 def test_a_run_in_another_language_shares_nothing(called: list[str], run_of: Callable[..., Run]) -> None:

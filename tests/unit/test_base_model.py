@@ -51,6 +51,16 @@ def test_an_adapter_of_another_hub_model_is_refused(adapter: Any, small: Job) ->
         hold_adapter(adapter(SMOLLM2_WIDTH, 0.1, "Qwen/Qwen2-7B"), hub)
 
 
+def test_weights_in_bfloat16_and_matrices_of_other_kinds_are_no_trouble(adapter: Any, small: Job) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = adapter(SMOLLM2_WIDTH, 0.1)
+    tensors = {name: values.to(torch.bfloat16) for name, values in load_file(folder / "adapter_model.safetensors").items()}
+    save_file({**tensors, f"{LAYER}.lora_magnitude_vector.weight": torch.ones(3)}, folder / "adapter_model.safetensors")
+    hold_adapter(folder, small)
+
+
 def test_an_untrained_adapter_is_told(adapter: Any, small: Job) -> None:
     with pytest.raises(RunError, match="never trained"):
         hold_adapter(adapter(SMOLLM2_WIDTH, 0.0), small)

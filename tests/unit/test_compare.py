@@ -52,6 +52,10 @@ def test_p_values_are_corrected_for_the_number_of_runs_and_the_means_compared() 
         ("pira_test", "pt", True),
         ("mlqa.small", "vi", True),
         ("chaii1", "hi", True),
+        ("chaii-1-large", "hi", True),
+        ("SK-QuAD", "sk", True),
+        ("skquad", "sk", True),
+        ("pirá", "pt", True),
         ("xquad", "ja", False),  # not in the paper
         ("handbook", "en", False),
         ("xquadratic", "en", False),

@@ -14,7 +14,7 @@ CHANGES = {
     "contexts-5": {"negatives.contexts"},
     "contexts-2-to-10": {"negatives.contexts"},
     "without-step-1": {"annotation.text_threshold"},
-    "with-step-3": {"annotation.rate_qa"},
+    "with-step-3": {"annotation.qa_threshold"},
     "guard": {"negatives.relative_margin", "negatives.near_duplicate_similarity"},
     "unanswerable": {"negatives.relative_margin", "training.unanswerable", "evaluation.retrieval"},
     "unanswerable-baseline": {"negatives.relative_margin", "evaluation.retrieval"},
@@ -43,7 +43,11 @@ def test_an_ablation_changes_what_it_is_named_after(name: str) -> None:
 
 def test_the_ablations_baseline_is_the_papers_job() -> None:
     paper, baseline = settings(JOBS / "paper.yaml"), settings(JOBS / "ablations" / "baseline.yaml")
-    assert {key for key, value in paper.items() if baseline[key] != value} == {"annotation.stop_early"}
+    assert {key for key, value in paper.items() if baseline[key] != value} == {
+        "annotation.stop_early",
+        "annotation.rate_qa",
+        "annotation.qa_threshold",
+    }
 
 
 def test_the_other_job_files_are_read() -> None:

@@ -27,6 +27,7 @@ class Server:
 
     def __init__(self, model: Path):
         self.failures: list[int] = []
+        self.is_strict = False  # refuses what is not in OpenAI's interface
         self.requests: list[dict[str, Any]] = []
         self.at_once = self.most_at_once = 0
         self.seconds = 0.0  # that an answer takes
@@ -39,6 +40,9 @@ class Server:
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append(request)
+                if server.is_strict and "structured_outputs" in request:
+                    self._send(400, {"error": {"message": "unknown field structured_outputs"}})
+                    return
                 if server.failures:
                     status = server.failures.pop(0)
                     if status:
@@ -160,6 +164,17 @@ def test_a_chat_goes_to_any_server_as_it_is(server: Server) -> None:
     server.failures = [503] * 9
     with pytest.raises(RunError, match=rf"evaluation\.judge: {server.url} gave no answer"):
         asyncio.run(ask())
+
+
+def test_a_server_that_knows_nothing_of_vllm_is_asked_plainly(server: Server) -> None:
+    server.is_strict = True
+
+    async def ask() -> list[Completion]:
+        engine = StartChatServerEngine(server.url, "evaluation.judge", requests=1)()
+        return [await engine.complete(ChatPrompt(MESSAGES, 5, form="(yes|no)")) for _ in range(3)]
+
+    assert [completion.text for completion in asyncio.run(ask())] == ["Yes."] * 3
+    assert ["structured_outputs" in request for request in server.requests] == [True, False, False, False]
 
 
 def test_judge_check_asks_a_server_and_tells_how_far_it_agrees(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
