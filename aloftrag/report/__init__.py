@@ -39,7 +39,7 @@ def write(run: Run) -> None:
     """Write the page from scores.json, the artifacts and their manifests; the run is finished."""
     from jinja2 import Environment
 
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    template = Environment(autoescape=True, lstrip_blocks=True).from_string(
         (files("aloftrag.report") / "page.html").read_text(encoding="utf-8")
     )
     manifests = {name: artifacts.manifest(run.artifact(name)) or {} for name in _MADE}
