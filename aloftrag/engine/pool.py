@@ -59,6 +59,7 @@ class BusyEngine:
         self._since: float | None = None  # the last change; None before the first request
         self.seconds = 0.0
         self.busy_seconds = 0.0  # a half full engine counts half
+        self.tokens = 0  # of prompts and replies
 
     @property
     def is_dead(self) -> bool:
@@ -69,7 +70,9 @@ class BusyEngine:
         """See ``aloftrag.engine.port.Engine``."""
         self._count(1)
         try:
-            return await self._engine.complete(prompt)
+            completion = await self._engine.complete(prompt)
+            self.tokens += completion.tokens
+            return completion
         finally:
             self._count(-1)
 
@@ -127,7 +130,7 @@ class _EngineActor:
         self._engine = BusyEngine(start_engine())
         self._question = question
         self._logs = logs
-        self._busy_log = logs / f"busy-{uuid.uuid4().hex}.json"
+        self._use_log = _use(logs) / f"{uuid.uuid4().hex}.json"
         self._places = asyncio.Semaphore(2 * self._engine.max_num_seqs)  # while one waits for its next prompt, another one's runs
         self._turns = _Turns()
         self._stall_seconds = 60 * stall_minutes
@@ -142,7 +145,8 @@ class _EngineActor:
             (self._logs / _STOPPED).write_text(str(error), encoding="utf-8")
             raise
         log.close()
-        artifacts.write_json(self._busy_log, {"seconds": self._engine.seconds, "busy_seconds": self._engine.busy_seconds})
+        use = {"seconds": self._engine.seconds, "busy_seconds": self._engine.busy_seconds, "tokens": self._engine.tokens}
+        artifacts.write_json(self._use_log, use)
         yield pa.Table.from_pylist([answers[row_id] for row_id in rows], schema=self._question.schema)
 
     async def _answers(self, rows: dict[str, Row], log: InFlightLog) -> dict[str, Row]:
@@ -225,11 +229,20 @@ def explained(logs: Path) -> Iterator[None]:
         raise RunError(reason.read_text(encoding="utf-8")) from error
 
 
-def busy_share(logs: Path) -> float | None:
-    """How full the engines were on average, from 0 to 1, since the step was last started; None when nothing was asked."""
-    found = [artifacts.read_json(path) for path in logs.glob("busy-*.json")]
+def _use(logs: Path) -> Path:
+    """Where actors note how much they were used: beside their logs, which a new start removes."""
+    return logs.with_name(f"{logs.name}-use")
+
+
+def engine_use(logs: Path) -> dict[str, Any]:
+    """Of the engines that ``ask_rows`` gave these logs: how full they were on average, from 0 to 1, and the tokens that they computed.
+
+    Over all starts of the step, up to the last block that each finished. Tokens of prompts count whether they were computed or cached.
+    """
+    found = [artifacts.read_json(path) for path in _use(logs).glob("*.json")]
     seconds = sum(engine["seconds"] for engine in found)
-    return round(sum(engine["busy_seconds"] for engine in found) / seconds, 3) if seconds else None
+    busy = round(sum(engine["busy_seconds"] for engine in found) / seconds, 3) if seconds else None
+    return {"engine_busy": busy, "engine_tokens": sum(engine["tokens"] for engine in found)}
 
 
 def gpus() -> int:

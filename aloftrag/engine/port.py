@@ -25,6 +25,7 @@ class Completion:
 
     text: str
     ended: bool  # False when the token limit cut it
+    tokens: int = 0  # of prompt and reply
     # Where the prompt wants alternatives:
     first_tokens: dict[str, float] | None = None  # probabilities of the candidates for the first token
     logprob: float | None = None  # of the whole text

@@ -20,7 +20,7 @@ class ScriptedEngine:
         """See ``aloftrag.engine.port.Engine``."""
         await asyncio.sleep(self._seconds)
         text = self._reply(prompt)
-        return Completion("", ended=False) if text is None else Completion(text, ended=True)
+        return Completion("", ended=False) if text is None else Completion(text, ended=True, tokens=len(text.split()))
 
     def close(self) -> None:
         """Nothing was started."""

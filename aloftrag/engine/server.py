@@ -66,7 +66,7 @@ class _Client:
         )
 
     async def ask(self, create: Callable[..., Awaitable[Any]], asked: Prompt, *, plain: bool = False, **request: Any) -> Any:
-        """The one choice of a server's answer; ``plain``: to a request with nothing that only vLLM knows."""
+        """A server's answer; ``plain``: to a request with nothing that only vLLM knows."""
         from openai import APIError, BadRequestError
 
         # Else a server takes what the model's generation_config.json says, such as a penalty for repeating the text.
@@ -74,7 +74,7 @@ class _Client:
         of_vllm = {"repetition_penalty": 1.0, **({"structured_outputs": {"regex": asked.form}} if asked.form else {})}
         async with self._places:
             try:
-                answer = await create(
+                return await create(
                     model=self._model,
                     max_tokens=asked.max_tokens,
                     temperature=0.0,
@@ -86,8 +86,6 @@ class _Client:
                 raise PromptRefused(f"the server refused the prompt: {error.message}") from error
             except APIError as error:
                 raise RunError(f"{self._key}: {self._url} gave no answer: {error}") from error
-        (choice,) = answer.choices
-        return choice
 
 
 class ServerEngine:
@@ -108,15 +106,22 @@ class ServerEngine:
         token_ids = prompt.token_ids(self.tokenizer)
         if len(token_ids) + prompt.max_tokens > self._longest:
             raise PromptRefused.too_long(len(token_ids), prompt.max_tokens, self._longest)
-        choice = await self._client.ask(
+        answer = await self._client.ask(
             self._client.api.completions.create,
             prompt,
             prompt=token_ids,
             stop=prompt.stop if isinstance(prompt, PlainPrompt) else None,
             logprobs=prompt.alternatives or None,
         )
+        (choice,) = answer.choices
         logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
-        return Completion(choice.text, choice.finish_reason == "stop", _first_tokens(choice.logprobs), sum(logprobs) if logprobs else None)
+        return Completion(
+            choice.text,
+            choice.finish_reason == "stop",
+            _tokens(answer),
+            _first_tokens(choice.logprobs),
+            sum(logprobs) if logprobs else None,
+        )
 
     def close(self) -> None:
         """The server is not ours to end."""
@@ -137,16 +142,21 @@ class ChatServerEngine:
         assert not prompt.prefill, "a server's own template begins each reply anew"
         create = self._client.api.chat.completions.create
         try:
-            choice = await self._client.ask(create, prompt, plain=self._is_plain, messages=prompt.messages)
+            answer = await self._client.ask(create, prompt, plain=self._is_plain, messages=prompt.messages)
         except PromptRefused:
             if self._is_plain:
                 raise
-            choice = await self._client.ask(create, prompt, plain=True, messages=prompt.messages)
+            answer = await self._client.ask(create, prompt, plain=True, messages=prompt.messages)
             self._is_plain = True  # it took this one, so it was what only vLLM knows that it refused
-        return Completion(choice.message.content or "", choice.finish_reason == "stop")
+        (choice,) = answer.choices
+        return Completion(choice.message.content or "", choice.finish_reason == "stop", _tokens(answer))
 
     def close(self) -> None:
         """The server is not ours to end."""
+
+
+def _tokens(answer: Any) -> int:
+    return answer.usage.total_tokens if answer.usage else 0
 
 
 def _first_tokens(logprobs: Any) -> dict[str, float] | None:

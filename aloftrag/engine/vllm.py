@@ -68,7 +68,11 @@ class VllmEngine:
         assert last is not None, f"the engine ended request {request_id} without a reply"
         (completion,) = last.outputs
         return Completion(
-            completion.text, completion.finish_reason == "stop", _first_tokens(completion.logprobs), completion.cumulative_logprob
+            completion.text,
+            completion.finish_reason == "stop",
+            len(token_ids) + len(completion.token_ids),
+            _first_tokens(completion.logprobs),
+            completion.cumulative_logprob,
         )
 
     def close(self) -> None:

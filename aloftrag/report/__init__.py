@@ -63,7 +63,7 @@ def write(run: Run) -> None:
         losses=_losses(data.losses(run.artifact("adapter"))),
         training=manifests["adapter"]["counts"],
         side_by_side=data.side_by_side(run),
-        engine_busy=manifests["annotations"]["counts"].get("engine_busy"),
+        annotation=manifests["annotations"]["counts"],
         durations={name: duration(manifest["seconds"]) for name, manifest in manifests.items()},
         gpu_hours=sum(made["seconds"] * made.get("gpus", 0) for made in manifests.values()) / 3600,
         reused={name: manifest["reused_from"] for name, manifest in manifests.items() if "reused_from" in manifest},

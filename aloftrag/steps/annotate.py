@@ -90,7 +90,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     artifacts.hold_schema(folder, schemas.ANNOTATIONS)
     counts = _counts(folder)
     _hold_budget(folder, counts, run.job.annotation.max_failed)
-    return {**counts, "engine_busy": pool.busy_share(in_flight)}
+    return {**counts, **pool.engine_use(in_flight)}
 
 
 async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:

@@ -73,7 +73,7 @@ def write(runs: Path, language: str = "en", questions_from: str = "gold") -> Run
 
 _COUNTS: dict[str, dict[str, Any]] = {
     "texts": {"files": 1, "read": 3, "texts": 3},
-    "annotations": {"rated": 3, "questions": 2, "engine_busy": 0.9},
+    "annotations": {"rated": 3, "questions": 2, "engine_busy": 0.9, "engine_tokens": 12345},
     "negatives": {
         "texts": 3,
         "questions": 2,

@@ -41,6 +41,7 @@ def test_an_engine_is_as_busy_as_it_has_requests_of_those_it_takes() -> None:
 
     engine = asyncio.run(ask())
     assert engine.seconds == 50
+    assert engine.tokens == 3
     assert engine.busy_seconds == pytest.approx(0.5 * 10 + 10 + 10 + 10 + 0.5 * 10)
 
 
