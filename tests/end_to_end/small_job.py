@@ -9,7 +9,7 @@ import polars as pl
 
 from aloftrag import artifacts
 
-TEXTS = 400  # two blocks
+TEXTS = 300  # two blocks
 
 
 def write_texts(path: Path) -> None:

@@ -304,10 +304,10 @@ def merge_nothing(model: str, adapter: Path, destination: Path) -> None:
 
 
 @pytest.fixture
-def answered(mined_run: tuple[Run, dict[str, Any]], tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``answered(job settings, base=..., adapter=...)``: the run after the step, and its counts; nothing is held out."""
+def run_to_answer(mined_run: tuple[Run, dict[str, Any]], tmp_path: Path) -> Callable[[dict[str, Any]], Run]:
+    """``run_to_answer(job settings)``: the run before the step; nothing is held out."""
 
-    def make(change: dict[str, Any], **reply_of: Callable[[Any], str | None]) -> tuple[Run, dict[str, Any]]:
+    def make(change: dict[str, Any]) -> Run:
         folder = tmp_path / "answered"
         shutil.copytree(mined_run[0].folder, folder)
         selected = [
@@ -315,7 +315,17 @@ def answered(mined_run: tuple[Run, dict[str, Any]], tmp_path: Path, work: Path, 
             for key in mined.QUESTIONS
         ]
         tables.write(folder / "selection", schemas.SELECTION, selected)
-        run = Run(Job.model_validate({**mined_run[0].job.model_dump(), **change}), folder)
+        return Run(Job.model_validate({**mined_run[0].job.model_dump(), **change}), folder)
+
+    return make
+
+
+@pytest.fixture
+def answered(run_to_answer: Callable[[dict[str, Any]], Run], work: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``answered(job settings, base=..., adapter=...)``: the run after the step, and its counts."""
+
+    def make(change: dict[str, Any], **reply_of: Callable[[Any], str | None]) -> tuple[Run, dict[str, Any]]:
+        run = run_to_answer(change)
         monkeypatch.setattr(answer_questions, "starter", scripted_starter(reply_of))
         monkeypatch.setattr("aloftrag.training.merge.merge_adapter", merge_nothing)
         monkeypatch.setattr(answer_questions.base_model, "hold_adapter", lambda adapter, job: None)  # there is none
@@ -387,10 +397,13 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
     assert [row["question_id"] for row in answers["base"]] == [row["question_id"] for row in answers["adapter"]]
 
 
-def test_as_it_is_retrieved_a_hard_question_lacks_its_text(answered: Any, tmp_path: Path) -> None:
+def test_as_it_is_retrieved_a_hard_question_lacks_its_text(
+    run_to_answer: Callable[[dict[str, Any]], Run], tmp_path: Path, work: Path
+) -> None:
     gold = tmp_path / "gold.jsonl"
     gold.write_text("".join(json.dumps(row) + "\n" for row in GOLD))
-    run, _ = answered({"evaluation": {"gold": str(gold), "retrieval": "as-is"}}, base=cites_first("1"), adapter=cites_first("2"))
+    run = run_to_answer({"evaluation": {"gold": str(gold), "retrieval": "as-is"}})
+    answer_questions._prepare_questions(run, run.artifact("questions"), work)
     asked = {row["question"]: row for row in tables.read(run.artifact("questions"), "question_id")}
     bird = asked.pop("Which bird nests in the hollow oak tree?")
     assert (bird["is_hard"], bird["positive_position"]) == (True, None)
