@@ -21,9 +21,10 @@ def scaled_b(adapter: Path, factor: float) -> None:
     from safetensors.numpy import load_file, save_file
 
     weights = adapter / "adapter_model.safetensors"
-    tensors = {name: values * (factor if ".lora_B" in name else 1.0) for name, values in load_file(weights).items()}
+    tensors = load_file(weights)
+    scaled = {name: abs(values) * values.dtype.type(factor) if ".lora_B" in name else values for name, values in tensors.items()}
     weights.unlink()
-    save_file({name: values.astype("float32") for name, values in tensors.items()}, weights)
+    save_file(scaled, weights)
 
 
 def test_what_is_shared_is_made_once_and_an_adapter_that_does_nothing_is_not_compared(small_job: Path, tmp_path: Path) -> None:
