@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from aloftrag import artifacts
 from aloftrag.artifacts import Run
+from aloftrag.errors import RunError
 from aloftrag.languages import english_name
 from aloftrag.progress import duration
 from aloftrag.report import data, figures
@@ -36,14 +37,19 @@ _MADE = ("texts", "annotations", "negatives", "chats", "adapter", "answers", "sc
 
 
 def write(run: Run) -> None:
-    """Write the page from scores.json, the artifacts and their manifests; the run is finished."""
+    """Write the page from scores.json, the artifacts and their manifests; the run is finished.
+
+    Raises ``RunError`` for a run that was scored by a version before this page.
+    """
     from jinja2 import Environment
 
+    scores = artifacts.read_json(run.folder / "scores.json")
+    if "against_baselines" not in scores:
+        raise RunError(f"{run.folder}: answered and scored by an older version; run the job again with --redo answer_questions")
     template = Environment(autoescape=True, lstrip_blocks=True).from_string(
         (files("aloftrag.report") / "page.html").read_text(encoding="utf-8")
     )
     manifests = {name: artifacts.manifest(run.artifact(name)) or {} for name in _MADE}
-    scores = artifacts.read_json(run.folder / "scores.json")
     page = template.render(
         scores=scores,
         metric_names={name: meaning for name, meaning in METRIC_NAMES.items() if scores["base"][name] is not None},

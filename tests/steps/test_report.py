@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aloftrag import report, schemas
+from aloftrag import artifacts, report, schemas
+from aloftrag.errors import RunError
 from aloftrag.report import data
 from tests.steps import finished_run, tables
 
@@ -142,3 +143,12 @@ def test_ten_questions_are_chosen_for_gains_and_losses(tmp_path: Path) -> None:
     kinds = [kind for _, kind in chosen]
     assert len(chosen) == len({name for name, _ in chosen}) == 10
     assert (kinds.count("wins"), kinds.count("losses"), kinds.count("others")) == (5, 2, 3)  # one loss was missing
+
+
+def test_a_run_that_an_older_version_scored_is_one_line(tmp_path: Path) -> None:
+    run = finished_run.write(tmp_path)
+    scores = artifacts.read_json(run.folder / "scores.json")
+    del scores["against_baselines"]
+    artifacts.write_json(run.folder / "scores.json", scores)
+    with pytest.raises(RunError, match="older version; run the job again with --redo answer_questions"):
+        report.write(run)
