@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-faults lint lock bench-%
+.PHONY: install demo test test-faults test-cluster lint lock bench-%
 
 install: $(INSTALLED)
 
@@ -18,10 +18,13 @@ demo: install
 	$(BIN)/aloftrag run jobs/demo.yaml --language en
 
 test: install
-	$(BIN)/pytest -m "not faults"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not cluster"
 
 test-faults: install
 	$(BIN)/pytest -m faults
+
+test-cluster: install
+	$(BIN)/pytest -m cluster
 
 lint: install
 	$(BIN)/ruff format --check .

