@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
+from aloftrag import redact
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
 if TYPE_CHECKING:
-    from filelock import FileLock
     from ray.data import Dataset
 
 MANIFEST = "_manifest.json"
@@ -48,12 +48,15 @@ class Run:
         """The run of one language of ``job`` below the folder ``runs``."""
         return cls(job.for_language(language).resolved(), Path(runs).resolve() / job.name / language)
 
-    def lock(self) -> "FileLock":
-        """Held while a process works on this run; another one fails at once."""
-        from filelock import FileLock
+    @property
+    def claims(self) -> Path:
+        """Where the process that works on this run says so (``aloftrag.claims``)."""
+        return self.folder / ".claims"
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / ".lock", blocking=False)
+    @property
+    def turns(self) -> Path:
+        """Where the runs of this job wait for their turns (``aloftrag.claims``)."""
+        return self.folder.parent / ".turns"
 
     def with_settings(self, section: str, **values: Any) -> "Run":
         """The run with some settings of a section of its job decided."""
@@ -63,6 +66,10 @@ class Run:
     def artifact(self, name: str) -> Path:
         """The folder of an artifact."""
         return self.folder / name
+
+    def write_job(self) -> None:
+        """Write the job as it runs to job.json, without secrets."""
+        write_json(self.folder / "job.json", redact.data(self.job.model_dump(mode="json")))
 
     def work(self, name: str, fingerprint: str) -> Path:
         """Where a step keeps what is unfinished; named by its fingerprint, so that other settings never resume into it."""
@@ -122,7 +129,7 @@ def is_finished(artifact: Path, settings: dict[str, Any], step: str) -> bool:
         return False
     if found["fingerprint"] == fingerprint(settings):
         return True
-    made, now = found["settings"], json.loads(json.dumps(settings))
+    made, now = found["settings"], redact.data(json.loads(json.dumps(settings)))
     differences = [
         f"{key} was {_shown(made, key)} and is now {_shown(now, key)}"
         for key in sorted({*made, *now})
@@ -159,7 +166,7 @@ def finish(
             "id": uuid.uuid4().hex,
             "made_from": made_from or {},
             "fingerprint": fingerprint(settings),
-            "settings": settings,
+            "settings": redact.data(settings),
             "counts": counts,
             "seconds": round(seconds, 1),
             "gpus": gpus,

@@ -5,13 +5,17 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aloftrag.errors import RunError, UsageError
+from aloftrag import redact
+from aloftrag.errors import RunError, UsageError, storage_failures_explained
 
 if TYPE_CHECKING:
+    from aloftrag.artifacts import Run
     from aloftrag.job import Job
+    from aloftrag.submit import Tell
 
 _CLEAR_LINE = "\r\033[K"
 STEP_NAMES = ("load_texts", "annotate", "mine_negatives", "assemble_chats", "tune_adapter", "answer_questions", "score_answers")
@@ -23,10 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except UsageError as error:
-        print(f"aloftrag: {error}", file=sys.stderr)
+        print(f"aloftrag: {redact.text(str(error))}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"aloftrag: {error}", file=sys.stderr)
+        print(f"aloftrag: {redact.text(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aloftrag: interrupted; the same command, without --redo, goes on from here", file=sys.stderr)
@@ -52,12 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", choices=STEP_NAMES, metavar="STEP", help="do this one step")
     run.add_argument("--redo", choices=STEP_NAMES, metavar="STEP", help="discard this step and all after it first")
     run.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are (default: runs)")
+    run.add_argument("--parallel", type=int, metavar="N", help="wait for a turn while N other runs of this job are at work")
 
     submit = command("submit", _submit, "submit one Ray job per language")
     job_file(submit)
     submit.add_argument("--address", required=True, metavar="URL", help="the Ray head's job server, http://HEAD:8265")
     submit.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are, as the cluster sees it")
-    submit.add_argument("--follow", action="store_true", help="show the jobs' states until all have ended")
+    submit.add_argument("--parallel", type=int, default=8, metavar="N", help="so many of them work at once, the rest wait (default: 8)")
+    submit.add_argument("--follow", action="store_true", help="show how far the jobs are until all have ended; Ctrl-C only stops that")
     for name, function, about in (
         ("cancel", _cancel, "stop a submitted job"),
         ("logs", _logs, "what a submitted job has printed"),
@@ -66,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("id", metavar="ID")
         added.add_argument("--address", required=True, metavar="URL")
 
-    job_file(command("plan", _plan, "what a run would cost, from a sample; runs nothing"))
+    plan = command("plan", _plan, "what a run would cost, from a sample; runs nothing")
+    job_file(plan)
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="of the cluster that it would run on (default: 1)")
+    plan.add_argument("--rates", type=Path, metavar="RUN", help="a finished run with the same models, for its rates; else they are assumed")
     command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=Path)
     command("report", _report, "write the page of runs, and print a table over them").add_argument(
         "run", metavar="RUN", type=Path, nargs="+"
@@ -106,20 +115,23 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.only and options.redo and options.only != options.redo:
         raise UsageError(f"--only {options.only} --redo {options.redo}: expected the same step, or one of the two")
-    runs = [Run.of(job, language, options.runs) for job, language in _languages(options)]
+    job, languages = _job(options)
+    runs = [Run.of(job, language, options.runs) for language in languages]
     for run in runs:
         check(run.job)
-    cluster.connect()
     try:
         for run in runs:
-            pipeline.run_language(
-                run,
-                only=options.only,
-                redo=options.redo,
-                say=_say,
-                tell_progress=_say_in_place if sys.stdout.isatty() else _say,
-                progress_seconds=5 if sys.stdout.isatty() else 60,
-            )
+            with _turn(run, job.languages, options.parallel), storage_failures_explained():
+                cluster.connect()
+                cluster.hold_fits(run.job)
+                pipeline.run_language(
+                    run,
+                    only=options.only,
+                    redo=options.redo,
+                    say=_say,
+                    tell_progress=_say_in_place if sys.stdout.isatty() else _say,
+                    progress_seconds=5 if sys.stdout.isatty() else 60,
+                )
             if options.only is None:
                 _print_result(run.folder)
     finally:
@@ -128,36 +140,73 @@ def _run(options: argparse.Namespace) -> None:
         cluster.disconnect()
 
 
+def _turn(run: "Run", languages: list[str], parallel: int | None) -> contextlib.AbstractContextManager[None]:
+    """With ``--parallel``, the time in which this run is one of so many of its job that work; turns go by the order of the languages."""
+    from aloftrag import claims
+
+    if parallel is None:
+        return contextlib.nullcontext()
+    order = f"{languages.index(run.job.language):05d}"
+    return claims.hold(run.turns, at_most=parallel, order=order, wait=True, say=_say)
+
+
 def _say(line: str) -> None:
-    print(f"{_CLEAR_LINE if sys.stdout.isatty() else ''}{line}", flush=True)
+    print(f"{_CLEAR_LINE if sys.stdout.isatty() else ''}{redact.text(line)}", flush=True)
 
 
 def _say_in_place(line: str) -> None:
     """On a terminal, a line that the next one replaces."""
     width = shutil.get_terminal_size().columns
-    print(f"{_CLEAR_LINE}{line[: width - 1]}", end="", flush=True)
+    print(f"{_CLEAR_LINE}{redact.text(line)[: width - 1]}", end="", flush=True)
 
 
 def _submit(options: argparse.Namespace) -> int:
     from aloftrag import submit
 
     job, languages = _job(options)
-    job = job.model_copy(update={"languages": languages})
-    arguments = ["--runs", options.runs, *(part for setting in options.set for part in ("--set", setting))]
-    ids = submit.submit(Path(options.job).resolve(), job, options.address, arguments)
+    ids = submit.submit(job.model_copy(update={"languages": languages}), options.address, options.runs, options.parallel)
     for language, submission_id in ids.items():
         print(f"{language}\t{submission_id}", flush=True)
     if not options.follow:
         return 0
-    last: dict[str, str] = {}
     try:
-        for language, status in submit.follow(options.address, ids):
-            last[language] = status
-            print(f"{language}\t{status}", flush=True)
+        with _table(list(ids)) if sys.stdout.isatty() else contextlib.nullcontext(_tell) as tell:
+            ended = submit.follow(options.address, ids, tell)
     except KeyboardInterrupt:
         print("no longer following; the jobs go on", file=sys.stderr)
         return 0
-    return 0 if all(status == "SUCCEEDED" for status in last.values()) else 1
+    return 0 if all(status == "SUCCEEDED" for status in ended.values()) else 1
+
+
+def _tell(language: str, status: str, line: str) -> None:
+    print("\t".join(part for part in (language, status, redact.text(line)) if part), flush=True)
+
+
+@contextlib.contextmanager
+def _table(languages: list[str]) -> Iterator["Tell"]:
+    """On a terminal, what each job does, in place."""
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = dict.fromkeys(languages, ("", ""))
+
+    def tell(language: str, status: str, line: str) -> None:
+        said = redact.text(line).removeprefix(language).strip()
+        if not any(f": {verdict}: " in rows[language][1] for verdict in ("SHIP", "HOLD")):  # what it ends with
+            said = said or rows[language][1]
+        else:
+            said = rows[language][1]
+        rows[language] = (status, said)
+
+    def table() -> Table:
+        found = Table("language", "status", "last said", box=None, pad_edge=False)
+        for language, (status, said) in rows.items():
+            found.add_row(language, status, Text(said, no_wrap=True, overflow="ellipsis"))
+        return found
+
+    with Live(get_renderable=table, refresh_per_second=2):
+        yield tell
 
 
 def _cancel(options: argparse.Namespace) -> None:
@@ -176,12 +225,14 @@ def _plan(options: argparse.Namespace) -> None:
     from aloftrag import plan
     from aloftrag.check import check
 
-    for job, language in _languages(options):
+    rates = plan.measured(options.rates) if options.rates else plan.ASSUMED
+    job, languages = _job(options)
+    for language in languages:
         one = job.for_language(language)
         check(one)
         print(f"{job.name} / {language}")
-        steps = plan.plan(one)
-        print("\n".join([*plan.table(steps), plan.search_line(one, steps)]))
+        steps = plan.plan(one, rates, options.gpus)
+        print("\n".join([*plan.table(steps, rates, options.gpus), plan.search_line(one, steps)]))
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -227,11 +278,6 @@ def _job(options: argparse.Namespace) -> tuple["Job", list[str]]:
     if unknown:
         raise UsageError(f"--language {unknown[0]}: not a language of {options.job}; expected {', '.join(loaded.languages)}")
     return loaded, wanted
-
-
-def _languages(options: argparse.Namespace) -> list[tuple["Job", str]]:
-    job, languages = _job(options)
-    return [(job, language) for language in languages]
 
 
 def _print_result(folder: Path) -> None:

@@ -1,8 +1,16 @@
-"""Joining a Ray cluster, or starting Ray on this machine."""
+"""Joining a Ray cluster, or starting Ray on this machine; what of it a run takes."""
 
 import logging
+import math
 import os
 import warnings
+
+from aloftrag import claims
+from aloftrag.artifacts import Run
+from aloftrag.errors import RunError
+from aloftrag.job import Job
+
+_CPUS_FOR_TASKS = 2  # beside what actors hold, or rows are neither read nor written
 
 
 def connect() -> None:
@@ -32,6 +40,57 @@ def connect() -> None:
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # a small run has fewer blocks than tasks
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+def gpus() -> int:
+    """How many GPUs the cluster has."""
+    return sum(_gpus_by_node())
+
+
+def gpus_for(run: Run) -> int:
+    """How many GPUs a step of a run takes: an equal share among the runs of its job that are at work, at most ``resources.max_gpus``.
+
+    Asked again for each part of a step, so that a large language has more of them when the small ones are done.
+    """
+    share = math.ceil(gpus() / max(1, claims.working(run.turns)))
+    return min(share, run.job.resources.max_gpus or share)
+
+
+def cpus_of_an_actor() -> int:
+    """How many CPUs an actor with a model holds: none beside a GPU, for tasks must always find one; else it is what limits them."""
+    return 0 if gpus() else 1
+
+
+def hold_fits(job: Job) -> None:
+    """Raises ``RunError`` when a job would wait for ever for what the cluster does not have."""
+    import ray
+
+    by_node, resources = _gpus_by_node(), job.resources
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    workers = resources.training_workers
+    fewest = 1 if workers == "auto" else workers if isinstance(workers, int) else workers[0]
+    engines = 1 if resources.engine_replicas == "auto" else resources.engine_replicas
+    embedders = 1 if resources.embedder_replicas == "auto" else resources.embedder_replicas
+    if not sum(by_node):
+        needed = max(engines, embedders, fewest) + _CPUS_FOR_TASKS
+        if needed > cpus:
+            raise RunError(f"resources: this job needs {needed} CPUs on a cluster without GPUs, and the cluster has {cpus}")
+        return
+    room = sum(count // resources.tensor_parallel for count in by_node)
+    for key, wanted, there, unit in (
+        ("tensor_parallel", resources.tensor_parallel, max(by_node), "GPUs on one node"),
+        ("engine_replicas", engines, room, f"engines of {resources.tensor_parallel} GPUs"),
+        ("embedder_replicas", embedders, sum(by_node), "GPUs"),
+        ("training_workers", fewest, sum(by_node), "GPUs"),
+    ):
+        if wanted > there:
+            raise RunError(f"resources.{key}: this job needs {wanted} {unit}, and the cluster has {there}")
+
+
+def _gpus_by_node() -> list[int]:
+    import ray
+
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def _stay_on_this_machine() -> None:

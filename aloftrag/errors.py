@@ -1,5 +1,15 @@
 """The two kinds of error that a user sees as one line; everything else is a bug or an outage and keeps its traceback."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# A disk or a storage that fails, and not a path that is wrong.
+_OF_STORAGE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO),
+}
+
 
 class UsageError(ValueError):
     """The command line or the job file is wrong (exit code 2): names the file, the key and what was expected."""
@@ -7,3 +17,25 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot go on (exit code 1): says what happened and what to do next."""
+
+
+@contextmanager
+def storage_failures_explained() -> Iterator[None]:
+    """Raises a failure of the storage, wherever on the cluster it was met, as a ``RunError`` of one line."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (OSError, RayError) as error:
+        if (failure := _storage_failure(error)) is None:
+            raise
+        raise RunError(f"the storage failed ({failure}); when that is mended, the same command goes on from here") from error
+
+
+def _storage_failure(error: BaseException | None) -> OSError | None:
+    """The failure of the storage that caused an error; Ray keeps what a task raised in ``cause``."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_STORAGE:
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None

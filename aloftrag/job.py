@@ -155,13 +155,22 @@ class Resources(Section):
     tensor_parallel: Count = 1  # GPUs of one engine
     embedder_replicas: Count | Auto = "auto"
     training_workers: Count | tuple[int, int] | Auto = "auto"  # a range: as many as the cluster has at the time
-    max_gpus: Count | None = None
+    max_gpus: Count | None = None  # that one language takes at a time
 
-
-# In the contract, but not built yet: only this value is accepted, so that nobody believes in a setting that does nothing.
-NOT_BUILT_YET: dict[str, tuple[Any, ...]] = {
-    "resources.max_gpus": (None,),
-}
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_gpus is None:
+            return self
+        replicas = 1 if self.engine_replicas == "auto" else self.engine_replicas
+        workers = self.training_workers[1] if isinstance(self.training_workers, tuple) else self.training_workers
+        for key, asked in (
+            ("engine_replicas x tensor_parallel", replicas * self.tensor_parallel),
+            ("embedder_replicas", self.embedder_replicas),
+            ("training_workers", workers),
+        ):
+            if isinstance(asked, int) and asked > self.max_gpus:
+                raise ValueError(f"resources.max_gpus: {key} is {asked}; expected at least as many, but got {self.max_gpus}")
+        return self
 
 
 # Options of vLLM that have a setting of their own, which other parts read too.
@@ -194,9 +203,6 @@ class Job(Section):
             raise ValueError(f"languages: {unknown[0]!r} is not a known language; expected ISO 639-1 codes such as en, de")
         if len(set(self.languages)) < len(self.languages):
             raise ValueError("languages: each language once")
-        for key, allowed in NOT_BUILT_YET.items():
-            if self.get(key) not in allowed:
-                raise ValueError(f"{key}: {self.get(key)!r} is not available yet; expected {' or '.join(map(repr, allowed))}")
         if not self.evaluation.gold_paths and not self.evaluation.held_out:
             raise ValueError("evaluation.held_out: 0 leaves nothing to evaluate with; expected a share of the texts, or evaluation.gold")
         for option, key in ENGINE_SETTINGS.items():

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aloftrag import artifacts, progress, report
+from aloftrag import artifacts, claims, cluster, progress, report
 from aloftrag.artifacts import Run
-from aloftrag.engine import pool
 from aloftrag.errors import RunError
 from aloftrag.steps import (
     annotate,
@@ -53,13 +52,8 @@ def run_language(
     ``redo`` discards a step and all after it first; ``only`` does one step, and raises ``RunError`` naming the step before it
     that is not finished. ``tell_progress`` gets a line every ``progress_seconds`` while a step runs.
     """
-    from filelock import Timeout
-
-    try:
-        with run.lock():
-            _run_steps(run, only, redo, say, tell_progress, progress_seconds)
-    except Timeout as error:
-        raise RunError(f"{run.folder}: another process is working on this run") from error
+    with claims.hold(run.claims, say=say):
+        _run_steps(run, only, redo, say, tell_progress, progress_seconds)
 
 
 def _run_steps(run: Run, only: str | None, redo: str | None, say: Say, tell_progress: Say, progress_seconds: float) -> None:
@@ -129,7 +123,7 @@ def _reuse(run: Run, name: str, fingerprint: str) -> bool:
         if not unchanged:  # it is being made anew there, which removes the manifest first
             _remove_unfinished(run, name)
             continue
-        artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
+        run.write_job()
         if step is tune_adapter:
             model_card.write(run, made["counts"])
         reused_from = made.get("reused_from", f"{beside.parent.name}/{beside.name}")
@@ -158,7 +152,7 @@ def _make(run: Run, name: str, settings: dict[str, Any], say: Say, tell_progress
     if not work.is_dir():  # what lies there unfinished was made with other settings
         _remove_unfinished(run, name)
         work.mkdir(parents=True)
-    artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
+    run.write_job()
     say(f"{run.job.language}  {name:<16} started")
     clock = _Clock(work)
 
@@ -192,7 +186,7 @@ class _Clock:
 def _gpus() -> int:
     import ray
 
-    return pool.gpus() if ray.is_initialized() else 0
+    return cluster.gpus() if ray.is_initialized() else 0
 
 
 def _remove_unfinished(run: Run, name: str) -> None:

@@ -1,23 +1,107 @@
-"""``aloftrag plan``: what a run would cost, from a sample of the corpus; runs nothing."""
+"""``aloftrag plan``: what a run would cost, from a sample of the corpus; runs nothing.
+
+The sample's texts are put into the very prompts of the steps and counted in the model's tokens. How fast an engine, an embedder and
+a trainer are is taken from a finished run with the same models (``--rates RUN``), else assumed; so is how much of what is written is
+kept for training.
+"""
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from aloftrag import models
+import polars as pl
+
+from aloftrag import artifacts, languages, models, seeds
 from aloftrag.corpus import chunker, normalised, read_rows, text_id
+from aloftrag.errors import RunError
 from aloftrag.job import Job
+from aloftrag.prompts import rag, rate_qa, rate_text, write_qa
+from aloftrag.prompts.chat import encode_content
+from aloftrag.prompts.layout import Layout
+from aloftrag.prompts.worked_examples import worked_examples
+from aloftrag.prompts.write_qa import QuestionAnswer
 from aloftrag.retrieval import ivf
 from aloftrag.steps.load_texts import corpus_files
+from aloftrag.training.chats import plan_chats
 
 SAMPLE_TEXTS = 1000
+_PROMPT_SAMPLE = 50  # of them, whose prompts are written out
+_RATING_TOKENS, _QUESTION_TOKENS = 4, 60  # of a reply
+_QUESTION, _ANSWER = "Which station on the northern coast was the first to measure the wind?", "the one on the headland"
+_LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
+_ID_BYTES = 32
 
-# Assumed, not measured on your machines: tokens a second of one H100 with a 7B model in vLLM and in LoRA training, and of an embedder.
-ASSUMED_PREFILL_RATE, ASSUMED_DECODE_RATE = 20_000, 2_500
-ASSUMED_TRAINING_RATE, ASSUMED_EMBEDDING_RATE = 8_000, 50_000
-ASSUMED_SEARCH_RATE = 2e13  # products added up a second, in float32
-ASSUMED_LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
-_INSTRUCTION_TOKENS, _QUESTION_TOKENS, _RATING_TOKENS = 150, 60, 4
+
+@dataclass(frozen=True)
+class Rates:
+    """What one engine, embedder or trainer does in a second, and what a step takes beside that."""
+
+    source: str  # where they are from
+    annotating: float  # tokens a second of one engine, read and written, cached or not
+    answering: float
+    embedding: float  # characters
+    training: float  # tokens
+    searching: float  # products added up a second, in float32
+    loading: float  # characters a second
+    assembling: float  # chats a second
+    start_up: dict[str, float]  # seconds of a step, whatever there is to do
+    kept: float  # share of the questions that selection keeps, for whatever
+
+
+ASSUMED = Rates(
+    source="assumed for H100 GPUs and a model of 7B, not measured",
+    annotating=20_000,
+    answering=15_000,
+    embedding=200_000,
+    training=8_000,
+    searching=2e13,
+    loading=5e6,
+    assembling=200,
+    start_up={"annotate": 180, "mine_negatives": 120, "tune_adapter": 120, "answer_questions": 360},
+    kept=1.0,
+)
+
+
+def measured(folder: Path) -> Rates:
+    """The rates of a finished run; raises ``RunError`` when it is not finished, or was made by a version that did not note them."""
+    manifests = {name: artifacts.manifest(folder / name) for name in ("texts", "annotations", "negatives", "chats", "adapter", "answers")}
+    missing = [name for name, found in manifests.items() if found is None]
+    if missing:
+        raise RunError(f"--rates {folder}: {missing[0]} is not finished; expected a finished run, RUNS/JOB/LANGUAGE")
+    counts = {name: found["counts"] for name, found in manifests.items() if found}
+    seconds = {found["step"]: found["seconds"] for found in manifests.values() if found}
+    needed = {"annotations": "engines", "negatives": "embedders", "answers": "engines", "texts": "characters", "adapter": "workers"}
+    for name, key in needed.items():
+        if key not in counts[name]:
+            raise RunError(
+                f"--rates {folder}: {name} was made by a version that did not note {key}; run its step again, or name another run"
+            )
+    annotators, answerers, embedders = counts["annotations"]["engines"], counts["answers"]["engines"], counts["negatives"]["embedders"]
+    adapter = counts["adapter"]
+    training_seconds = adapter["tokens"] / adapter["tokens_per_second"]
+    return Rates(
+        source=f"measured in {folder}",
+        annotating=annotators["tokens"] / annotators["seconds"],
+        answering=answerers["tokens"] / answerers["seconds"],
+        embedding=embedders["characters"] / embedders["seconds"],
+        training=adapter["tokens_per_second"] / adapter["workers"],
+        searching=ASSUMED.searching,
+        loading=counts["texts"]["characters"] / seconds["load_texts"],
+        assembling=max(1, counts["chats"]["chats"]) / seconds["assemble_chats"],
+        start_up={
+            "annotate": _rest(seconds["annotate"], annotators["seconds"] / annotators["count"]),
+            "mine_negatives": _rest(seconds["mine_negatives"], embedders["seconds"] / embedders["count"]),
+            "tune_adapter": _rest(seconds["tune_adapter"], training_seconds),
+            "answer_questions": _rest(seconds["answer_questions"], answerers["seconds"] / answerers["count"]),
+        },
+        kept=sum(counts["chats"]["kept"].values()) / max(1, counts["annotations"]["questions"]),
+    )
+
+
+def _rest(seconds: float, working: float) -> float:
+    return max(0.0, seconds - working)
 
 
 @dataclass(frozen=True)
@@ -27,57 +111,151 @@ class StepPlan:
     step: str
     rows: int
     tokens: int
+    hours: float  # on so many GPUs
     gpu_hours: float
     disk_mb: float
 
 
-def plan(job: Job) -> list[StepPlan]:
-    """Rows, tokens, hours and disk of each step for one language, from at most ``SAMPLE_TEXTS`` texts."""
-    from transformers import AutoTokenizer
+@dataclass(frozen=True)
+class Sample:
+    """Of a corpus: texts, and what they say about all of it."""
 
-    folder = models.local_folder(job.models.llm, "llm")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts, sampled_bytes, all_bytes = _sample(job, str(folder))
-    tokens_each = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts) / max(1, len(texts))
-    distinct = len({text_id(text) for text in texts}) / max(1, len(texts))
-    rows = round(len(texts) * distinct * all_bytes / max(1, sampled_bytes))
-    questions = rows * job.annotation.questions_per_text
-    chats = -(-questions // job.training.questions_per_chat) if job.training.questions_per_chat > 1 else questions
-    calls = 1 + job.annotation.questions_per_text * (3 if job.annotation.rate_qa else 1)
-    read = round(rows * calls * (tokens_each + _INSTRUCTION_TOKENS))
-    written = round(rows * _RATING_TOKENS + questions * _QUESTION_TOKENS)
-    contexts = sum(job.context_range) / 2
-    chat_tokens = round(chats * job.training.epochs * (contexts * tokens_each + job.training.questions_per_chat * _QUESTION_TOKENS))
+    texts: list[str]  # distinct
+    rows: int  # distinct texts of the whole corpus, about
+    characters: float  # of the whole corpus
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Means over the sample, in the model's tokens."""
+
+    text: float
+    annotating: float  # all prompts and replies about one text
+    questions: float  # that are asked for, of one text
+    chat: float  # one chat of training, without its questions
+    answering: float  # one question of the evaluation, asked of one model
+
+
+def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None = None) -> list[StepPlan]:
+    """Rows, tokens, hours on so many GPUs, and disk of each step of a job for one language."""
+    sample = sample or sample_of(job)
+    tokens = _tokens(job, sample.texts)
+    texts, questions = sample.rows, round(sample.rows * tokens.questions)
+    kept = round(questions * rates.kept * (1 - job.training.validation) * (1.0 if job.evaluation.gold else 1 - job.evaluation.held_out))
+    chats, turns = _chats(job, sample, tokens.questions, kept)
     asked = job.evaluation.max_questions or round(questions * job.evaluation.held_out)
-    answered = round(2 * asked * job.contexts * tokens_each)
-    text_mb = rows * tokens_each * 4 / 1e6
+    kind = _index_kind(job, texts, questions)
+    embedded = sample.characters + questions * len(_QUESTION)
+    engines = max(1, _most(job, gpus) // job.resources.tensor_parallel)
+    workers = _workers(job, _most(job, gpus))
+
+    def step(name: str, rows: int, work: float, rate: float, side_by_side: int, disk_mb: float, more_seconds: float = 0.0) -> StepPlan:
+        seconds = work / rate / side_by_side + more_seconds / side_by_side + rates.start_up.get(name, 0.0)
+        used = side_by_side * (job.resources.tensor_parallel if name in ("annotate", "answer_questions") else 1)
+        is_on_gpu = name not in ("load_texts", "assemble_chats")
+        return StepPlan(name, rows, round(work), seconds / 3600, seconds * used / 3600 if is_on_gpu else 0.0, disk_mb)
+
+    text_mb = sample.characters / 1e6
+    load = step("load_texts", texts, sample.characters, rates.loading, 1, text_mb)
+    chat = tokens.chat + turns * _QUESTION_TOKENS
+    chat_tokens = chats * job.training.epochs * chat
+    assemble = step("assemble_chats", chats, chats, rates.assembling, 1, chats * chat * 12 / 1e6)
     return [
-        StepPlan("load_texts", rows, round(rows * tokens_each), 0.0, text_mb),
-        StepPlan(
-            "annotate",
-            questions,
-            read + written,
-            _hours(read, ASSUMED_PREFILL_RATE) + _hours(written, ASSUMED_DECODE_RATE),
-            questions * 5e-4,
-        ),
-        StepPlan(
+        StepPlan(load.step, texts, round(texts * tokens.text), load.hours, 0.0, text_mb),
+        step("annotate", questions, texts * tokens.annotating, rates.annotating, engines, questions * 1e-3),
+        step(
             "mine_negatives",
             questions,
-            round(rows * tokens_each),
-            _hours(rows * tokens_each, ASSUMED_EMBEDDING_RATE)
-            + search_hours(job, rows, _queries(job, rows, questions))[_index_kind(job, rows, questions)],
-            rows * 2.1e-3 + questions * 1e-3,
+            embedded,
+            rates.embedding,
+            _most(job, gpus),
+            (2 * 2 * models.dimensions(job.models.embedder) + _ID_BYTES) * texts / 1e6 + questions * 1e-3,
+            3600 * search_hours(job, texts, _queries(job, texts, questions), rates)[kind],
         ),
-        StepPlan("assemble_chats", chats, chat_tokens, 0.0, chat_tokens * 4 / 1e6 / job.training.epochs),
-        StepPlan("tune_adapter", chats * job.training.epochs, chat_tokens, _hours(chat_tokens, ASSUMED_TRAINING_RATE), 500.0),
-        StepPlan("answer_questions", 2 * asked, answered, _hours(answered, ASSUMED_PREFILL_RATE), answered * 4 / 1e6),
+        StepPlan(assemble.step, chats, round(chats * chat), assemble.hours, 0.0, assemble.disk_mb),
+        step("tune_adapter", chats * job.training.epochs, chat_tokens, rates.training, workers, 500.0),
+        step("answer_questions", 2 * asked, 2 * asked * tokens.answering, rates.answering, engines, asked * tokens.answering * 5 / 1e6),
     ]
 
 
-def search_hours(job: Job, texts: int, queries: int) -> dict[str, float]:
+def _chats(job: Job, sample: Sample, questions: float, kept: int) -> tuple[int, float]:
+    """How many chats ``kept`` questions give, and with how many turns: as step 5a plans them for the sample, with other texts drawn."""
+    if job.training.questions_per_chat == 1:
+        return kept, 1.0
+    random = seeds.generator(job.seed, "plan", job.language)
+    ids = [str(number) for number in range(len(sample.texts))]
+    share = kept / max(1.0, sample.rows * questions)
+    rows = [
+        {
+            "question_id": f"{text}-{number}",
+            "text_id": text,
+            "question": _QUESTION,
+            "answer": _ANSWER,
+            "negative_ids": random.sample(ids, min(len(ids), job.contexts)),
+            "also_positive": [],
+            "doubtful": [],
+            "split": "train",
+        }
+        for text in ids
+        for number in range(round(questions))
+        if random.random() < share
+    ]
+    plans = list(plan_chats(pl.DataFrame(rows), job)) if rows else []
+    if not plans:
+        return 0, 0.0
+    return round(len(plans) * kept / len(rows)), sum(len(found.turns) for found in plans) / len(plans)
+
+
+def _most(job: Job, gpus: int) -> int:
+    return min(gpus, job.resources.max_gpus or gpus)
+
+
+def _workers(job: Job, gpus: int) -> int:
+    from aloftrag.steps.tune_adapter import worker_count
+
+    workers = worker_count(job, gpus, lambda most: min(most, gpus))
+    return workers if isinstance(workers, int) else workers[1]
+
+
+def _tokens(job: Job, texts: Sequence[str]) -> _Tokens:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
+    shown = list(texts[:_PROMPT_SAMPLE])
+    language = languages.english_name(job.language)
+    examples = worked_examples(job.language, job.annotation.worked_examples)
+    layout: Layout = "instructions-first" if job.annotation.layout == "auto" else job.annotation.layout
+    written = QuestionAnswer(_QUESTION, _ANSWER)
+    annotating = questions = 0
+    for text in shown:
+        annotating += len(rate_text.prompt(text, language, examples, layout).token_ids(tokenizer)) + _RATING_TOKENS
+        several = job.annotation.questions_per_text > 1
+        parts: list[str | None] = [*write_qa.parts(text, job.annotation.questions_per_text)] if several else [None]
+        questions += len(parts)
+        for part in parts or [None]:
+            prompt = write_qa.prompt(text, part, job.language, language, examples, layout)
+            annotating += len(prompt.token_ids(tokenizer)) + _QUESTION_TOKENS
+            if job.annotation.rate_qa:
+                for rate in (rate_qa.question_prompt, rate_qa.answer_prompt):
+                    annotating += len(rate(text, written, language, layout).token_ids(tokenizer)) + _RATING_TOKENS
+    each = sum(len(encode_content(tokenizer, text)) for text in shown) / len(shown)
+    around = len(encode_content(tokenizer, "".join(turn["content"] for turn in rag.first_turns([], _QUESTION, language)))) + 16
+    heading = 8  # of a context
+    fewest, most = job.context_range
+    longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
+    return _Tokens(
+        text=each,
+        annotating=annotating / len(shown),
+        questions=questions / len(shown),
+        chat=min(longest, (fewest + most) / 2 * (each + heading) + around),
+        answering=min(longest, most * (each + heading) + around + _QUESTION_TOKENS),
+    )
+
+
+def search_hours(job: Job, texts: int, queries: int, rates: Rates = ASSUMED) -> dict[str, float]:
     """GPU hours of the search of step 4, for each kind of index."""
-    exact = _hours(texts * queries * models.dimensions(job.models.embedder), ASSUMED_SEARCH_RATE)
-    return {"exact": exact, "ivf": exact * ASSUMED_LISTS_SHARE}
+    exact = texts * queries * models.dimensions(job.models.embedder) / rates.searching / 3600
+    return {"exact": exact, "ivf": exact * _LISTS_SHARE}
 
 
 def _index_kind(job: Job, texts: int, questions: int) -> str:
@@ -90,33 +268,37 @@ def _queries(job: Job, texts: int, questions: int) -> int:
     return questions if job.negatives.near_duplicate_similarity is None else questions + texts
 
 
-def search_line(job: Job, steps: list[StepPlan]) -> str:
-    """What the search of step 4 would cost with either kind of index, and which one the job gets."""
+def search_line(job: Job, steps: Sequence[StepPlan]) -> str:
+    """What the search of step 4 would cost with either kind of index, which one the job gets, and the memory of its shards."""
     rows = {step.step: step.rows for step in steps}
     texts, questions = rows["load_texts"], rows["mine_negatives"]
     hours = search_hours(job, texts, _queries(job, texts, questions))
     shown = ", ".join(f"{kind} {hours[kind]:.2g} GPU hours" for kind in hours)
-    return f"Search of negatives: {shown}; negatives.index = {job.negatives.index} gives {_index_kind(job, texts, questions)}."
+    dimensions = models.dimensions(job.models.embedder)
+    memory = texts * (2 * dimensions + _ID_BYTES) / 1e9
+    exact_up_to = math.sqrt(ivf.EXACT_UP_TO / dimensions / (_queries(job, texts, questions) / max(1, texts)))
+    return (
+        f"Search of negatives: {shown}; negatives.index = {job.negatives.index} gives {_index_kind(job, texts, questions)} "
+        f"(auto: exact up to {exact_up_to:,.0f} texts). "
+        f"Its shards hold {memory:.2g} GB in memory, over all nodes together."
+    )
 
 
-def table(steps: list[StepPlan]) -> Iterator[str]:
+def table(steps: Sequence[StepPlan], rates: Rates, gpus: int) -> Iterator[str]:
     """The plan as lines."""
-    yield f"{'step':<18}{'rows':>14}{'tokens':>18}{'GPU hours':>12}{'disk MB':>12}"
+    yield f"{'step':<18}{'rows':>15}{'tokens':>20}{f'hours, {gpus} GPU':>14}{'GPU hours':>12}{'disk MB':>14}"
     for step in steps:
-        yield f"{step.step:<18}{step.rows:>14,}{step.tokens:>18,}{step.gpu_hours:>12.2f}{step.disk_mb:>12.1f}"
-    yield "Hours are from assumed rates of one H100 with a 7B model, not measured on your machines."
+        yield f"{step.step:<18}{step.rows:>15,}{step.tokens:>20,}{step.hours:>14.2f}{step.gpu_hours:>12.2f}{step.disk_mb:>14,.1f}"
+    hours, gpu_hours, disk = (sum(getattr(step, name) for step in steps) for name in ("hours", "gpu_hours", "disk_mb"))
+    yield f"{'together':<53}{hours:>14.2f}{gpu_hours:>12.2f}{disk:>14,.1f}"
+    yield f"Rates are {rates.source}."
 
 
-def _hours(tokens: float, rate: float) -> float:
-    return tokens / rate / 3600
-
-
-def _sample(job: Job, tokenizer: str) -> tuple[list[str], int, int]:
-    """Texts from the beginning of files spread over the corpus, their size in bytes, and that of the whole corpus."""
-    from pathlib import Path
-
+def sample_of(job: Job) -> Sample:
+    """Texts from the beginning of files spread over the corpus."""
     files = corpus_files(job.corpus)
-    cut = chunker(tokenizer if job.corpus.chunk_tokens else None, job.corpus.chunk_tokens)
+    folder = str(models.local_folder(job.models.llm, "llm"))
+    cut = chunker(folder if job.corpus.chunk_tokens else None, job.corpus.chunk_tokens)
     step = max(1, len(files) // SAMPLE_TEXTS)
     texts: list[str] = []
     read_bytes = 0
@@ -127,4 +309,6 @@ def _sample(job: Job, tokenizer: str) -> tuple[list[str], int, int]:
         texts += [chunk for row in rows if row for chunk in cut(normalised(row)) if chunk]
         if len(texts) >= SAMPLE_TEXTS:
             break
-    return texts, read_bytes, sum(Path(file).stat().st_size for file in files)
+    times = sum(Path(file).stat().st_size for file in files) / max(1, read_bytes)
+    distinct = list({text_id(text): text for text in texts}.values())
+    return Sample(distinct, round(len(distinct) * times), sum(map(len, distinct)) * times)

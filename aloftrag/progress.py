@@ -72,7 +72,7 @@ def _of_work(work: Path) -> Progress | None:
     noted, done = begun[newest], artifacts.committed_rows(newest) + _answered(newest)
     since = done - noted["before"]
     return Progress(
-        newest.name.removesuffix(_CHECKPOINTS).strip("-"),
+        newest.name.removesuffix(_CHECKPOINTS).strip("-").replace("_", " "),
         done,
         noted["total"],
         "rows",

@@ -1,83 +1,169 @@
-"""``aloftrag submit``, ``cancel`` and ``logs``: a job file's languages as Ray jobs, through Ray's job API."""
+"""``aloftrag submit``, ``cancel`` and ``logs``: a job file's languages as Ray jobs, through Ray's job API.
 
+A Ray job carries the job file and this code, so that what was tried here runs there; what it needs besides (Ray, vLLM, ...) comes
+from the cluster's image. Its process on the cluster waits for its turn and for its run by itself (``aloftrag.claims``): nobody has to
+stay connected.
+"""
+
+import asyncio
+import contextlib
+import glob
+import logging
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
+import aloftrag
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient
 
-_FOLLOW_SECONDS = 2
+_LOOK_SECONDS = 2
+JOB_FILE = "job.yaml"
+
+Tell = Callable[[str, str, str], None]
 
 
-def submit(job_file: Path, job: Job, address: str, arguments: list[str]) -> dict[str, str]:
-    """Submit one Ray job per language; returns the submission id of each language.
+def submit(job: Job, address: str, runs: str, parallel: int) -> dict[str, str]:
+    """Submit one Ray job per language, the largest first; returns the submission id of each.
 
-    The jobs work in this directory, so the head must see it at the same place.
-
-    ``arguments`` are further ones of ``aloftrag run``.
+    At most ``parallel`` of them work at once. Paths are made absolute: the cluster's machines must see them at the same place.
     """
     client = _client(address)
-    here = shlex.quote(str(Path.cwd()))
+    job = with_absolute_paths(job)
+    job = job.model_copy(update={"languages": largest_first(job)})
     ids = {}
-    for language in job.languages:
-        command = shlex.join(["-m", "aloftrag.cli", "run", str(job_file), "--language", language, *arguments])
-        ids[language] = client.submit_job(
-            # This machine's Python where the head has it too (one image, one shared folder), else the head's own.
-            entrypoint=f"cd {here}; PYTHON={shlex.quote(sys.executable)}; [ -x $PYTHON ] || PYTHON=python; exec $PYTHON {command}",
-            runtime_env={"env_vars": {"RAY_ADDRESS": "auto"}},
-            metadata={"job": job.name, "language": language},
-        )
+    with tempfile.TemporaryDirectory() as folder, _explained(address):
+        (Path(folder) / JOB_FILE).write_text(yaml.safe_dump(job.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
+        for language in job.languages:
+            arguments = ["--language", language, "--runs", os.path.abspath(runs), "--parallel", str(parallel)]
+            command = shlex.join(["-m", "aloftrag.cli", "run", JOB_FILE, *arguments])
+            ids[language] = client.submit_job(
+                # This machine's Python where the head has it too (one image, one shared folder), else the head's own.
+                entrypoint=f"PYTHON={shlex.quote(sys.executable)}; [ -x $PYTHON ] || PYTHON=python; exec $PYTHON {command}",
+                runtime_env={
+                    "working_dir": folder,
+                    "py_modules": [str(Path(aloftrag.__file__).parent)],
+                    "env_vars": {"RAY_ADDRESS": "auto"},
+                },
+                metadata={"job": job.name, "language": language},
+            )
     return ids
 
 
-def follow(address: str, ids: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(language, status) whenever a job's status changes, until all have ended."""
-    from requests import ConnectionError as NoConnection
+def with_absolute_paths(job: Job) -> Job:
+    """The job with its relative paths made absolute; what has a scheme, and a model that is no path here, stays."""
 
-    client = _client(address)
-    seen: dict[str, JobStatus] = {}
-    while not all(language in seen and seen[language].is_terminal() for language in ids):
-        for language, submission_id in ids.items():
-            try:
-                status = client.get_job_status(submission_id)
-            except NoConnection as error:
-                raise RunError(f"--address {address}: the job server answers no more; the jobs may go on without it") from error
-            if seen.get(language) != status:
-                seen[language] = status
-                yield language, status.value
-        time.sleep(_FOLLOW_SECONDS)
+    def absolute(path: str) -> str:
+        return path if "://" in path else os.path.abspath(path)
+
+    def model(name: str) -> str:
+        return absolute(name) if Path(name).exists() else name
+
+    data = job.model_dump(exclude_unset=True)
+    data["corpus"]["paths"] = [absolute(path) for path in job.corpus.paths]
+    data["models"] = {**data.get("models", {}), "llm": model(job.models.llm), "embedder": model(job.models.embedder)}
+    gold, judge = [absolute(path) for path in job.evaluation.gold_paths] or None, job.evaluation.judge
+    data["evaluation"] = {**data.get("evaluation", {}), "gold": gold, "judge": model(judge) if judge else None}
+    return Job.model_validate(data)
+
+
+def largest_first(job: Job) -> list[str]:
+    """The languages by the size of their documents, as far as this machine sees them: what takes longest must not begin last."""
+
+    def size(language: str) -> int:
+        paths = job.for_language(language).corpus.paths
+        return sum(os.path.getsize(file) for path in paths for file in glob.glob(path, recursive=True))
+
+    return sorted(job.languages, key=size, reverse=True)
+
+
+def follow(address: str, ids: dict[str, str], tell: Tell) -> dict[str, str]:
+    """``tell(language, status, line)`` whenever a job's status changes or it prints, until all have ended; returns how each ended."""
+    with _explained(address):
+        return asyncio.run(_follow(_client(address), ids, tell))
+
+
+async def _follow(client: "JobSubmissionClient", ids: dict[str, str], tell: Tell) -> dict[str, str]:
+    async def watch(language: str, submission_id: str) -> str:
+        seen = ""
+        printing: asyncio.Task[None] | None = None
+        while True:
+            status = await asyncio.to_thread(client.get_job_status, submission_id)
+            if status.value != seen:
+                seen = status.value
+                tell(language, seen, "")
+            if status.is_terminal():
+                break
+            if printing is None and seen == "RUNNING":
+                printing = asyncio.create_task(read_lines(language, submission_id))
+            await asyncio.sleep(_LOOK_SECONDS)
+        if printing is not None:
+            await printing  # it ends with the job
+        return seen
+
+    async def read_lines(language: str, submission_id: str) -> None:
+        async for lines in client.tail_job_logs(submission_id):
+            for line in filter(str.strip, lines.splitlines()):
+                tell(language, "RUNNING", line)
+
+    ended = await asyncio.gather(*(watch(language, submission_id) for language, submission_id in ids.items()))
+    return dict(zip(ids, ended, strict=True))
 
 
 def cancel(address: str, submission_id: str) -> None:
     """Stop a submitted job."""
-    _client(address).stop_job(submission_id)
+    with _explained(address):
+        _client(address).stop_job(submission_id)
 
 
 def logs(address: str, submission_id: str) -> str:
     """What a submitted job has printed."""
-    return _client(address).get_job_logs(submission_id)
+    with _explained(address):
+        return _client(address).get_job_logs(submission_id)
 
 
 def _client(address: str) -> "JobSubmissionClient":
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads the token itself, but only when told so before it is imported
+    if "://" not in address or not address.startswith(("http://", "https://")):
+        raise RunError(f"--address {address}: expected the head's job server, http://HEAD:8265")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what it uploads is no news
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise RunError(f"--address {address}: the cluster wants a token; put it in RAY_AUTH_TOKEN or ~/.ray/auth_token") from error
+        wanted = "another token" if _has_token() else "a token"
+        raise RunError(f"--address {address}: the cluster wants {wanted}; put it in RAY_AUTH_TOKEN or ~/.ray/auth_token") from error
     except ConnectionError as error:
         raise RunError(f"--address {address}: no Ray job server answers there; expected the head's dashboard, http://HEAD:8265") from error
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """What the job server refuses, and that it answers no more, as a ``RunError`` of one line."""
+    from aiohttp import ClientError
+    from requests import ConnectionError as NoConnection
+
+    try:
+        yield
+    except (NoConnection, ClientError) as error:
+        raise RunError(f"--address {address}: the job server answers no more; submitted jobs go on without it") from error
+    except RuntimeError as error:  # Ray's client has no other class for what the server says
+        if "Request failed with status code" not in str(error):
+            raise
+        raise RunError(f"--address {address}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _has_token() -> bool:

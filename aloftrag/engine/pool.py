@@ -1,7 +1,12 @@
 """An engine in every actor of a Ray Data pool: the thin Ray part around a coroutine per row.
 
 When an engine dies its actor exits, Ray starts another one and gives it the same blocks again; ``in_flight`` tells it which
-rows to be careful with.
+rows to be careful with. What a step keeps beside the answers until it ends:
+
+    NAME                 the answers
+    NAME-checkpoints     which rows are answered (Ray Data)
+    NAME-in-flight       what engines are asked just now; of one start of the step
+    NAME-use             how much the engines did; of all starts
 """
 
 import asyncio
@@ -16,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aloftrag import artifacts
-from aloftrag.artifacts import BLOCK_ROWS
+from aloftrag import artifacts, cluster
+from aloftrag.artifacts import BLOCK_ROWS, Run
 from aloftrag.engine import StartEngine
 from aloftrag.engine.in_flight import InFlightLog, halves
 from aloftrag.engine.port import Completion, Engine, EngineDead
 from aloftrag.engine.server import StartChatServerEngine, StartServerEngine
 from aloftrag.errors import RunError
-from aloftrag.job import Job, Resources
 from aloftrag.prompts.chat import Prompt
 
 if TYPE_CHECKING:
@@ -126,11 +130,13 @@ class _Turns:
 class _EngineActor:
     """Holds one engine; answers the rows of several blocks at once."""
 
-    def __init__(self, start_engine: StartEngine, question: Question, logs: Path, stall_minutes: float):
+    def __init__(self, start_engine: StartEngine, question: Question, logs: Path, use: Path, stall_minutes: float):
+        began = time.monotonic()
         self._engine = BusyEngine(start_engine())
+        self._start_seconds = time.monotonic() - began
         self._question = question
         self._logs = logs
-        self._use_log = _use(logs) / f"{uuid.uuid4().hex}.json"
+        self._use_log = use / f"{uuid.uuid4().hex}.json"
         self._places = asyncio.Semaphore(2 * self._engine.max_num_seqs)  # while one waits for its next prompt, another one's runs
         self._turns = _Turns()
         self._stall_seconds = 60 * stall_minutes
@@ -146,7 +152,7 @@ class _EngineActor:
             raise
         log.close()
         use = {"seconds": self._engine.seconds, "busy_seconds": self._engine.busy_seconds, "tokens": self._engine.tokens}
-        artifacts.write_json(self._use_log, use)
+        artifacts.write_json(self._use_log, {**use, "start_seconds": self._start_seconds})
         yield pa.Table.from_pylist([answers[row_id] for row_id in rows], schema=self._question.schema)
 
     async def _answers(self, rows: dict[str, Row], log: InFlightLog) -> dict[str, Row]:
@@ -194,29 +200,54 @@ def _seen(log: InFlightLog) -> str:
     return f"{len(log.suspects)} groups of rows are asked again after a death, {len(log.culprits)} rows are set aside"
 
 
-def ask_rows(dataset: "Dataset", question: Question, start_engine: StartEngine, job: Job, logs: Path) -> "Dataset":
-    """One answer for each row of ``dataset``; ``logs`` is where actors note what they ask, for those that come after them."""
+def ask_rows(
+    source: Path, question: Question, start_engine: StartEngine, run: Run, answers: Path, columns: list[str] | None = None
+) -> None:
+    """Write one answer for each row of the tables in ``source`` to the folder ``answers``; resumable at the row.
+
+    Raises ``RunError`` when an engine cannot go on.
+    """
+    logs = artifacts.fresh_folder(_beside(answers, "in-flight"))
+    with _explained(logs):
+        artifacts.map_rows(
+            source=source,
+            id_column=question.id_column,
+            columns=columns,
+            transform=lambda rows: _ask(rows, question, start_engine, run, logs, _beside(answers, "use")),
+            destination=answers,
+            schema=question.schema,
+            checkpoints=_beside(answers, "checkpoints"),
+        )
+
+
+def _beside(answers: Path, kind: str) -> Path:
+    return answers.with_name(f"{answers.name}-{kind}")
+
+
+def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run: Run, logs: Path, use: Path) -> "Dataset":
+    """One answer for each row of ``dataset``; actors note in ``logs`` what they ask, for those that come after them."""
     from ray.data import ActorPoolStrategy
 
     # While the last rows of a block are answered, the next have begun.
+    job = run.job
     blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
     on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)
     return dataset.map_batches(
         _EngineActor,
-        fn_constructor_args=(start_engine, question, logs, job.engine.stall_minutes),
+        fn_constructor_args=(start_engine, question, logs, use, job.engine.stall_minutes),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            size=1 if on_server else replicas(job.resources), max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks
+            size=1 if on_server else replicas(run), max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks
         ),
         udf_modifying_row_count=False,
-        num_cpus=1,
-        num_gpus=job.resources.tensor_parallel if gpus() and not on_server else 0,
+        num_cpus=cluster.cpus_of_an_actor(),
+        num_gpus=job.resources.tensor_parallel if cluster.gpus() and not on_server else 0,
     )
 
 
 @contextmanager
-def explained(logs: Path) -> Iterator[None]:
+def _explained(logs: Path) -> Iterator[None]:
     """Raises what stopped an actor as the ``RunError`` that it was; Ray makes a traceback of it."""
     from ray.exceptions import UserCodeException
 
@@ -229,31 +260,25 @@ def explained(logs: Path) -> Iterator[None]:
         raise RunError(reason.read_text(encoding="utf-8")) from error
 
 
-def _use(logs: Path) -> Path:
-    """Where actors note how much they were used: beside their logs, which a new start removes."""
-    return logs.with_name(f"{logs.name}-use")
-
-
-def engine_use(logs: Path) -> dict[str, Any]:
-    """Of the engines that ``ask_rows`` gave these logs: how full they were on average, from 0 to 1, and the tokens that they computed.
+def engine_use(run: Run, *answers: Path) -> dict[str, Any]:
+    """Of the engines that wrote these answers: how many ran side by side, for how long together, how full (0 to 1), and their tokens.
 
     Over all starts of the step, up to the last block that each finished. Tokens of prompts count whether they were computed or cached.
     """
-    found = [artifacts.read_json(path) for path in _use(logs).glob("*.json")]
-    seconds = sum(engine["seconds"] for engine in found)
-    busy = round(sum(engine["busy_seconds"] for engine in found) / seconds, 3) if seconds else None
-    return {"engine_busy": busy, "engine_tokens": sum(engine["tokens"] for engine in found)}
+    found = [artifacts.read_json(path) for folder in answers for path in _beside(folder, "use").glob("*.json")]
+    total = {name: sum(engine[name] for engine in found) for name in ("seconds", "busy_seconds", "tokens", "start_seconds")}
+    return {
+        "count": replicas(run),
+        "start_seconds": round(total["start_seconds"], 1),
+        "seconds": round(total["seconds"], 1),
+        "busy": round(total["busy_seconds"] / total["seconds"], 3) if total["seconds"] else None,
+        "tokens": total["tokens"],
+    }
 
 
-def gpus() -> int:
-    """How many GPUs the cluster has."""
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
-def replicas(resources: Resources) -> int:
-    """How many engines run side by side: as configured, else as many as the GPUs hold, one on a CPU."""
+def replicas(run: Run) -> int:
+    """How many engines run side by side: as configured, else as many as the run's share of the GPUs holds, one on a CPU."""
+    resources = run.job.resources
     if resources.engine_replicas != "auto":
         return resources.engine_replicas
-    return max(1, gpus() // resources.tensor_parallel)
+    return max(1, cluster.gpus_for(run) // resources.tensor_parallel)

@@ -67,17 +67,8 @@ def judged(rows: Sequence[Row], run: Run, work: Path, start_engine: StartEngine)
         return {}
     asked = work / "to_judge"
     artifacts.write_table(pa.Table.from_pylist(list(rows), schema=_ASKED), artifacts.fresh_folder(asked) / "answers.parquet")
-    question = pool.Question(judge_row, _no_verdict, "answer_id", _VERDICTS)
-    verdicts, in_flight = work / "verdicts", artifacts.fresh_folder(work / "verdicts-in-flight")
-    with pool.explained(in_flight):
-        artifacts.map_rows(
-            source=asked,
-            id_column="answer_id",
-            transform=lambda blocks: pool.ask_rows(blocks, question, start_engine, run.job, in_flight),
-            destination=verdicts,
-            schema=_VERDICTS,
-            checkpoints=work / "verdicts-checkpoints",
-        )
+    verdicts = work / "verdicts"
+    pool.ask_rows(asked, pool.Question(judge_row, _no_verdict, "answer_id", _VERDICTS), start_engine, run, verdicts)
     found = dict(pl.read_parquet(verdicts / "*.parquet").select("answer_id", "is_right").iter_rows())
     _hold_usable(list(found.values()), _KEY)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from aloftrag import artifacts
+from aloftrag import artifacts, redact
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.languages import english_name
@@ -74,7 +74,7 @@ def write(run: Run) -> None:
         gpu_hours=sum(made["seconds"] * made.get("gpus", 0) for made in manifests.values()) / 3600,
         reused={name: manifest["reused_from"] for name, manifest in manifests.items() if "reused_from" in manifest},
         versions=manifests["texts"]["versions"],
-        settings=yaml.safe_dump(run.job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(redact.data(run.job.model_dump(mode="json")), sort_keys=False, allow_unicode=True),
     )
     (run.folder / PAGE).write_text(page, encoding="utf-8")
 

@@ -5,23 +5,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from aloftrag.engine import pool
-from aloftrag.job import Resources
+from aloftrag import cluster
+from aloftrag.artifacts import Run
 
 
-def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], resources: Resources) -> Any:
-    """``rows`` block by block through actors of class ``actor``, one on each GPU, one on a machine without."""
+def embedders(run: Run) -> int:
+    """How many embedders run side by side: as configured, else one on each GPU of the run's share, one on a machine without."""
+    wanted = run.job.resources.embedder_replicas
+    return max(1, cluster.gpus_for(run)) if wanted == "auto" else wanted
+
+
+def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], run: Run) -> Any:
+    """``rows`` block by block through actors of class ``actor``, as many as ``embedders`` says."""
     from ray.data import ActorPoolStrategy
 
-    wanted = resources.embedder_replicas
     return rows.map_batches(
         actor,
         fn_constructor_args=arguments,
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=max(1, pool.gpus()) if wanted == "auto" else wanted),
-        num_cpus=1,
-        num_gpus=1 if pool.gpus() else 0,
+        compute=ActorPoolStrategy(size=embedders(run)),
+        num_cpus=cluster.cpus_of_an_actor(),
+        num_gpus=1 if cluster.gpus() else 0,
     )
 
 

@@ -26,9 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from aloftrag import artifacts
+from aloftrag import artifacts, cluster
 from aloftrag.artifacts import RowGroup
-from aloftrag.engine import pool
 from aloftrag.errors import RunError
 from aloftrag.retrieval import ivf
 from aloftrag.retrieval.index import Index, index_of
@@ -122,7 +121,7 @@ def alive(*indexes: Path) -> Iterator[ShardActors]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folders = [folder for index in indexes for folder in _folders(index)]
-    gpus = _OF_A_GPU if pool.gpus() else 0
+    gpus = _OF_A_GPU if cluster.gpus() else 0
     # Placed one by one. Ray heeds that for actors that ask for something, so each asks for a byte: CPUs may all be taken by tasks
     # that wait for a shard which is started again.
     nodes = itertools.cycle([node["NodeID"] for node in _nodes() if not gpus or node["Resources"].get("GPU")])

@@ -1,5 +1,7 @@
 """Embedding tables of texts or questions: the Ray part around ``Embedder``, resumable at the row."""
 
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,39 +10,60 @@ import numpy as np
 import pyarrow as pa
 
 from aloftrag import artifacts, schemas
-from aloftrag.job import EmbedderPrompts, Job
-from aloftrag.retrieval.actors import map_in_actors
+from aloftrag.artifacts import Run
+from aloftrag.job import EmbedderPrompts
+from aloftrag.retrieval.actors import embedders, map_in_actors
 from aloftrag.retrieval.embedder import Embedder
 
 Kind = Literal["query", "text"]
 _COLUMN = {"query": "question", "text": "text"}
 _ID = {"query": "question_id", "text": "text_id"}
+_EMBEDDED = ("index", "added_index", "question_vectors")  # what steps embed
 
 
 class _Embedding:
     """Embeds blocks of rows."""
 
-    def __init__(self, model: str, prompts: EmbedderPrompts | None, kind: Kind):
+    def __init__(self, model: str, prompts: EmbedderPrompts | None, kind: Kind, use: Path):
+        began = time.monotonic()
         self._embedder = Embedder(model, prompts)
         self._kind = kind
+        self._use_log = use / f"{uuid.uuid4().hex}.json"
+        self._use = {"start_seconds": time.monotonic() - began, "seconds": 0.0, "characters": 0}
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        vectors = self._embedder.embed(block[_COLUMN[self._kind]].to_pylist(), self._kind)
+        began, texts = time.monotonic(), block[_COLUMN[self._kind]].to_pylist()
+        vectors = self._embedder.embed(texts, self._kind)
+        self._use["seconds"] += time.monotonic() - began
+        self._use["characters"] += sum(map(len, texts))
+        artifacts.write_json(self._use_log, self._use)
         hold_usable(vectors, block[_ID[self._kind]].to_pylist())
         kept = block.drop_columns("text") if self._kind == "text" else block
         return kept.append_column(schemas.vectors(vectors.shape[1]), vector_column(vectors))
 
 
-def embed(job: Job, rows: Path, kind: Kind, destination: Path, checkpoints: Path, columns: list[str] | None = None) -> None:
+def embed(run: Run, rows: Path, kind: Kind, destination: Path, work: Path, columns: list[str] | None = None) -> None:
     """Write the vector of each text or question of a table: its ``columns`` but the text, and ``vector``."""
+    arguments = (run.job.models.embedder, run.job.models.embedder_prompts, kind, work / f"{destination.name}-use")
     artifacts.map_rows(
         source=rows,
         id_column=_ID[kind],
         columns=columns,
-        transform=lambda blocks: map_in_actors(blocks, _Embedding, (job.models.embedder, job.models.embedder_prompts, kind), job.resources),
+        transform=lambda blocks: map_in_actors(blocks, _Embedding, arguments, run),
         destination=destination,
-        checkpoints=checkpoints,
+        checkpoints=work / f"{destination.name}-checkpoints",
     )
+
+
+def embedder_use(run: Run, work: Path) -> dict[str, Any]:
+    """Of the embedders of a step: how many ran side by side, for how long together, and how many characters they read."""
+    found = [artifacts.read_json(path) for name in _EMBEDDED for path in (work / f"{name}-use").glob("*.json")]
+    return {
+        "count": embedders(run),
+        "start_seconds": round(sum(use["start_seconds"] for use in found), 1),
+        "seconds": round(sum(use["seconds"] for use in found), 1),
+        "characters": sum(use["characters"] for use in found),
+    }
 
 
 def hold_usable(vectors: np.ndarray, ids: Sequence[str]) -> None:

@@ -58,16 +58,8 @@ def _checked(run: Run, asked: Path, work: Path, start_engine: StartEngine) -> pl
     """``_CHECKED``: by question, whether the texts of ``asked`` answer it, according to the model."""
     language = languages.english_name(run.job.language)
     question = pool.Question(functools.partial(check_row, language=language), _not_checked, "question_id", _CHECKED)
-    checked, in_flight = work / "verified", artifacts.fresh_folder(work / "verified-in-flight")
-    with pool.explained(in_flight):
-        artifacts.map_rows(
-            source=asked,
-            id_column="question_id",
-            transform=lambda rows: pool.ask_rows(rows, question, start_engine, run.job, in_flight),
-            destination=checked,
-            schema=_CHECKED,
-            checkpoints=work / "verified-checkpoints",
-        )
+    checked = work / "verified"
+    pool.ask_rows(asked, question, start_engine, run, checked)
     return pl.read_parquet(checked / "*.parquet")
 
 

@@ -72,25 +72,15 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
 
     Raises ``RunError`` when more than ``annotation.max_failed`` of the texts came to nothing.
     """
-    answered = work / "texts"
+    annotated = work / "annotated_texts"
     question = pool.Question(functools.partial(annotate_text, job=run.job), _set_aside, "text_id", schemas.ANNOTATED_TEXTS)
-    in_flight = artifacts.fresh_folder(work / "in-flight")
-    with pool.explained(in_flight):
-        artifacts.map_rows(
-            source=run.artifact("texts"),
-            id_column="text_id",
-            columns=["text_id", "text"],
-            transform=lambda texts: pool.ask_rows(texts, question, start_engine or annotator(run), run.job, in_flight),
-            destination=answered,
-            schema=schemas.ANNOTATED_TEXTS,
-            checkpoints=work / "checkpoints",
-        )
+    pool.ask_rows(run.artifact("texts"), question, start_engine or annotator(run), run, annotated, columns=["text_id", "text"])
     artifacts.fresh_folder(folder)
-    artifacts.read_blocks(answered).map_batches(explode_questions, batch_size=None, batch_format="pyarrow").write_parquet(str(folder))
+    artifacts.read_blocks(annotated).map_batches(explode_questions, batch_size=None, batch_format="pyarrow").write_parquet(str(folder))
     artifacts.hold_schema(folder, schemas.ANNOTATIONS)
     counts = _counts(folder)
     _hold_budget(folder, counts, run.job.annotation.max_failed)
-    return {**counts, **pool.engine_use(in_flight)}
+    return {**counts, "engines": pool.engine_use(run, annotated)}
 
 
 async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:

@@ -78,7 +78,8 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     artifacts.hold_schema(folder, schemas.TEXTS)
     if texts < 2:
         raise RunError(f"corpus.paths: {texts} text in {len(paths)} files; at least 2 different texts are needed to tell one from another")
-    return {"files": len(paths), **counts, "texts": texts, "copies_merged": counts["read"] - texts}
+    characters = pl.scan_parquet(folder / "*.parquet").select(pl.col("text").str.len_chars().sum()).collect().item()
+    return {"files": len(paths), **counts, "texts": texts, "copies_merged": counts["read"] - texts, "characters": characters}
 
 
 def corpus_files(corpus: Corpus) -> list[str]:

@@ -27,7 +27,7 @@ from aloftrag.retrieval.actors import map_in_tasks
 from aloftrag.retrieval.guard import Rules
 from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.text_store import TextStore
-from aloftrag.retrieval.vectors import embed, vectors_of
+from aloftrag.retrieval.vectors import embed, embedder_use, vectors_of
 from aloftrag.retrieval.verify import verify
 
 MAKES = "negatives"
@@ -79,10 +79,10 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     questions = _questions(run.artifact("annotations"), work / "questions")
     if not artifacts.parquet_files(questions):
         raise RunError("mine_negatives: no text has a question; see why in the annotations, or lower annotation.text_threshold")
-    embed(job, texts, "text", index, work / "index-checkpoints", columns=["text_id", "text"])
+    embed(run, texts, "text", index, work, columns=["text_id", "text"])
     shards.add(index, job.negatives.index)
     vectors = work / "question_vectors"
-    embed(job, questions, "query", vectors, work / "question_vectors-checkpoints")
+    embed(run, questions, "query", vectors, work)
     mined = work / "mined" if job.negatives.verify else folder
     with shards.alive(index) as ask_shards:
         sample = shards.read_sample(vectors, ivf.SAMPLE_QUESTIONS)
@@ -105,6 +105,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     return {
         **_counts(folder, artifacts.count_rows(texts), job.contexts),
         **verified,
+        "embedders": embedder_use(run, work),
         "relative_margin": margin,
         "near_duplicates": len(duplicates),
         "index": {**found, "why": why if kind == found["kind"] else f"as negatives.index says, though {why}"},

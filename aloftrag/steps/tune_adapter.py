@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aloftrag import artifacts, models
+from aloftrag import artifacts, cluster, models
 from aloftrag.artifacts import Run
-from aloftrag.engine import pool
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.training import base_model, checkpoints, loop, model_card, row_store
@@ -56,8 +55,9 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         raise RunError(
             f"tune_adapter: training.validation = {run.job.training.validation} keeps no chat to tell the best adapter by; set it higher"
         )
-    workers = worker_count(run.job, pool.gpus(), _free_for)
+    workers = worker_count(run.job, cluster.gpus_for(run), _free_for)
     _hold_workers(run.job, workers, loop.last_state(work))
+    began = time.time()
     _train(run.job, work, workers)
     kept = work / loop.BEST if run.job.training.keep == "best" else checkpoints.newest(work / loop.CHECKPOINTS)
     assert kept is not None, "training ended without a checkpoint"
@@ -66,7 +66,10 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         shutil.copyfile(kept / name, folder / name)
     base_model.name_base_model(folder, run.job)
     shutil.copyfile(work / loop.METRICS, folder / loop.METRICS)
-    counts = {"chats": len(RowStore(work / "train")), **_counts(artifacts.read_jsonl(folder / loop.METRICS))}
+    rows, most = len(RowStore(work / "train")), workers if isinstance(workers, int) else workers[1]
+    metrics = artifacts.read_jsonl(folder / loop.METRICS)
+    started = round(metrics[0]["at"] - metrics[0]["seconds"] - began, 1)
+    counts = {"chats": rows, "workers": most, "start_seconds": max(0.0, started), **_counts(metrics)}
     model_card.write(run, counts)
     return counts
 
@@ -76,7 +79,7 @@ def _train(job: Job, work: Path, workers: int | tuple[int, int]) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    on_gpu = pool.gpus() > 0
+    on_gpu = cluster.gpus() > 0
     while True:
         begun_at = loop.last_state(work)
         try:
@@ -130,7 +133,7 @@ def _free_for(workers: int) -> int:
     """How many GPUs (or CPUs) are free, once there are enough or what the last step held has been given back."""
     import ray
 
-    kind = "GPU" if pool.gpus() else "CPU"
+    kind = "GPU" if cluster.gpus() else "CPU"
     for _ in range(_SECONDS_TO_GIVE_BACK):
         if ray.available_resources().get(kind, 0) >= workers:
             break
@@ -142,7 +145,7 @@ def _hold_workers(job: Job, workers: int | tuple[int, int], state: dict[str, Any
     """Raises ``RunError`` for more workers than the cluster can hold, and for others than those that a checkpoint can go on with."""
     import ray
 
-    kind, fewest = "GPU" if pool.gpus() else "CPU", workers if isinstance(workers, int) else workers[0]
+    kind, fewest = "GPU" if cluster.gpus() else "CPU", workers if isinstance(workers, int) else workers[0]
     if fewest > (there := int(ray.cluster_resources().get(kind, 0))):
         raise RunError(
             f"tune_adapter: resources.training_workers asks for {fewest} workers of one {kind} each, and the cluster has {there}"

@@ -79,7 +79,7 @@ def train(tuning: Tuning, worker: Worker) -> None:
         rate = model.learning_rate(step, steps, settings.learning_rate)
         line = _step(strategy, tuning, rows, rate, worker)
         step += 1
-        metrics.write({"step": step, "steps": steps, "learning_rate": rate, **line})
+        metrics.write({"step": step, "steps": steps, "at": round(time.time(), 1), "learning_rate": rate, **line})
         if step in validated:
             line = _validate(strategy, tuning, worker)
             metrics.write({"step": step, **line})

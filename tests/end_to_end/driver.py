@@ -18,11 +18,16 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in _AT_START.items() if name != "RAY_ADDRESS"}
 
 
-def start(arguments: list[str], before: str = "") -> subprocess.Popen[str]:
+def start(arguments: list[str], before: str = "", environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """``aloftrag ARGUMENTS`` as a process group of its own; ``before`` is Python code that runs first."""
     code = f"{before}\nimport sys\nfrom aloftrag.cli import main\nsys.exit(main({arguments!r}))"
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environ or environment(),
+        start_new_session=True,
     )
 
 

@@ -22,7 +22,7 @@ from aloftrag import artifacts
 write = artifacts.finish
 def finish(artifact, step, *rest):
     if step == "annotate":
-        for file in artifact.parent.glob(".work/annotate-*/texts/*.parquet"):
+        for file in artifact.parent.glob(".work/annotate-*/annotated_texts/*.parquet"):
             print("WRITTEN", file, file.stat().st_mtime_ns)
     if step == "mine_negatives":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -33,7 +33,7 @@ artifacts.finish = finish
 
 def written(run: Path) -> set[str]:
     """The files that step 1 has written so far, and when."""
-    return {f"WRITTEN {file} {file.stat().st_mtime_ns}" for file in run.glob(".work/annotate-*/texts/*.parquet")}
+    return {f"WRITTEN {file} {file.stat().st_mtime_ns}" for file in run.glob(".work/annotate-*/annotated_texts/*.parquet")}
 
 
 def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tiny_llm: Path, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tin
     arguments = ["run", str(small_job), "--runs", str(tmp_path / "runs")]
 
     # In the middle of step 1: some blocks are committed, others are not.
-    kill_when(start(arguments), some_files(run, ".work/annotate-*/checkpoints/*/*[!g].parquet"))
+    kill_when(start(arguments), some_files(run, ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"))
     committed = written(run)
     assert committed
     assert artifacts.manifest(run / "annotations") is None

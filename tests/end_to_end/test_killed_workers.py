@@ -1,7 +1,8 @@
-"""Workers killed under a run that goes on: the engine's process, the actor that holds it, and the training worker."""
+"""Workers killed under a run that goes on: the engine's process and actor, the embedder, a shard of the index, the training worker."""
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,15 @@ def test_a_run_whose_workers_are_killed_ends_whole(small_job: Path, tmp_path: Pa
     try:
         engines = set()
         for name, moment in (
-            ("VLLM::EngineCore", ".work/annotate-*/in-flight/*.jsonl"),
-            ("ray::MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/checkpoints/*/*[!g].parquet"),
+            ("VLLM::EngineCore", ".work/annotate-*/annotated_texts-in-flight/*.jsonl"),
+            ("ray::MapWorker(ReadRowGroups->MapBatches(_EngineActor))", ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"),
+            ("ray::MapWorker(ReadRowGroups->MapBatches(_Embedding))", ".work/mine_negatives-*/index-checkpoints/begun.json"),
+            ("ray::_ShardActor", ".work/mine_negatives-*/mined-checkpoints/begun.json"),
             ("ray::RayTrainWorker", ".work/tune_adapter-*/checkpoints/step-*"),
         ):
             wait_for(process, some_files(run, moment))
+            wait_for(process, partial(lambda name: bool(workers(process.pid, name)), name))
             found = workers(process.pid, name)
-            assert found, f"no process {name}"
             engines |= set(workers(process.pid, "VLLM::EngineCore"))
             os.kill(found[0], signal.SIGKILL)
         finish(process)

@@ -63,17 +63,17 @@ def write(runs: Path, language: str = "en", questions_from: str = "gold") -> Run
     lines.insert(150, {"step": 150, "validation_loss": 1.4})
     lines.append({"step": 300, "validation_loss": 0.8})
     (run.artifact("adapter") / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    for name, counts in {**_COUNTS, "answers": {"questions_from": questions_from, "constrained": True}}.items():
+    for name, counts in {**_COUNTS, "answers": {"questions_from": questions_from, "constrained": True, "engines": {"tokens": 678}}}.items():
         artifacts.finish(run.artifact(name), name, {}, counts, 75.0)
     scored = score_answers.make(run, run.artifact("scores"), runs)
     artifacts.finish(run.artifact("scores"), "score_answers", {}, scored, 1.0)
-    artifacts.write_json(run.folder / "job.json", run.job.model_dump(mode="json"))
+    run.write_job()
     return run
 
 
 _COUNTS: dict[str, dict[str, Any]] = {
     "texts": {"files": 1, "read": 3, "texts": 3},
-    "annotations": {"rated": 3, "questions": 2, "engine_busy": 0.9, "engine_tokens": 12345},
+    "annotations": {"rated": 3, "questions": 2, "engines": {"busy": 0.9, "tokens": 12345}},
     "negatives": {
         "texts": 3,
         "questions": 2,

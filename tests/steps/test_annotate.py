@@ -188,11 +188,12 @@ def test_the_same_rows_whether_the_texts_lie_in_one_block_or_two_or_seven(made: 
     rows = tables.read(folder, "question_id")
     for other_counts, other_folder in others:
         assert tables.read(other_folder, "question_id") == rows
-        assert {**other_counts, "engine_busy": None} == {**counts, "engine_busy": None}
+        assert {**other_counts, "engines": None} == {**counts, "engines": None}
 
     # Texts 0, 4, 8, 12 have two questions; 3, 7, 11 one and an error; 1, 5, 9, 13 are poor; 2, 6, 10 have no rating.
-    assert 0 < counts.pop("engine_busy") <= 1
-    assert counts.pop("engine_tokens") > 100
+    engines = counts.pop("engines")
+    assert 0 < engines["busy"] <= 1
+    assert engines["tokens"] > 100
     assert counts == {"texts": 14, "rated": 11, "texts_with_questions": 7, "failed": 3, "questions": 11}
     assert {row["text_id"] for row in rows} == {text["text_id"] for text in TEXTS}
     expected = [f"{n:032x}-{number}" for n in range(14) for number in range(2 if n % 4 in (0, 3) else 1)]
@@ -210,8 +211,9 @@ CUTS = [{"files": 1}, {"files": 2}, {"files": 1, "group_rows": 2}]
 
 def test_columns_keep_their_types_when_every_reply_is_unusable(made: Any) -> None:
     counts, folder = made(by_kind(rate_text="???"), {"max_failed": 1.0}, files=2)
-    assert 0 < counts.pop("engine_busy") <= 1
-    assert counts.pop("engine_tokens") == 14  # one word about each
+    engines = counts.pop("engines")
+    assert 0 < engines["busy"] <= 1
+    assert engines["tokens"] == 14  # one word about each
     assert counts == {"texts": 14, "rated": 0, "texts_with_questions": 0, "failed": 14, "questions": 0}
     for path in folder.glob("*.parquet"):
         assert pq.read_schema(path).remove_metadata().equals(schemas.ANNOTATIONS, check_metadata=False)

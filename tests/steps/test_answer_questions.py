@@ -18,7 +18,7 @@ from aloftrag.corpus import text_id
 from aloftrag.engine import PromptRefused
 from aloftrag.engine.scripted import ScriptedEngine
 from aloftrag.errors import RunError
-from aloftrag.evaluation import questions
+from aloftrag.evaluation import contexts, questions
 from aloftrag.job import Job
 from aloftrag.prompts import rag
 from aloftrag.steps import answer_questions
@@ -29,7 +29,7 @@ from tests.steps.tables import Row
 
 
 @pytest.mark.parametrize(
-    ("positive", "limit", "contexts"),
+    ("positive", "limit", "chosen"),
     [
         ("a", 30, "abc"),
         ("c", 30, "abc"),
@@ -43,16 +43,16 @@ from tests.steps.tables import Row
         ("long", 10, "long"),  # it does not even fit alone: still asked about
     ],
 )
-def test_a_text_that_was_not_retrieved_replaces_the_least_similar(positive: str, limit: int, contexts: str) -> None:
+def test_a_text_that_was_not_retrieved_replaces_the_least_similar(positive: str, limit: int, chosen: str) -> None:
     lengths = {"a": 10, "b": 10, "c": 10, "p": 10, "long": 25}
-    expected = [*contexts.replace("long", "").strip(), *(["long"] if "long" in contexts else [])]
-    assert answer_questions.choose_contexts(["a", "b", "c"], positive, lengths, limit) == expected
+    expected = [*chosen.replace("long", "").strip(), *(["long"] if "long" in chosen else [])]
+    assert contexts.choose_contexts(["a", "b", "c"], positive, lengths, limit) == expected
 
 
-@pytest.mark.parametrize(("positive", "limit", "contexts"), [("a", 30, "abc"), ("p", 30, "abc"), ("c", 29, "ab"), ("p", 5, "a")])
-def test_as_it_is_retrieved_no_text_is_put_in(positive: str, limit: int, contexts: str) -> None:
+@pytest.mark.parametrize(("positive", "limit", "chosen"), [("a", 30, "abc"), ("p", 30, "abc"), ("c", 29, "ab"), ("p", 5, "a")])
+def test_as_it_is_retrieved_no_text_is_put_in(positive: str, limit: int, chosen: str) -> None:
     lengths = {"a": 10, "b": 10, "c": 10, "p": 10}
-    assert answer_questions.choose_contexts(["a", "b", "c"], positive, lengths, limit, as_is=True) == [*contexts]
+    assert contexts.choose_contexts(["a", "b", "c"], positive, lengths, limit, as_is=True) == [*chosen]
 
 
 # Which questions are asked.
@@ -357,6 +357,8 @@ def test_base_and_adapter_are_asked_the_same_questions_about_the_same_contexts(a
 
     run, counts = answered({"evaluation": {"gold": str(gold)}}, base=base, adapter=cites_by_word(words))
 
+    assert counts.pop("engines")["tokens"] > 0
+    assert counts.pop("embedders")["characters"] > 0
     assert counts == {
         "questions": 4,
         "questions_from": "gold",
@@ -403,7 +405,7 @@ def test_as_it_is_retrieved_a_hard_question_lacks_its_text(
     gold = tmp_path / "gold.jsonl"
     gold.write_text("".join(json.dumps(row) + "\n" for row in GOLD))
     run = run_to_answer({"evaluation": {"gold": str(gold), "retrieval": "as-is"}})
-    answer_questions._prepare_questions(run, run.artifact("questions"), work)
+    contexts.prepare_questions(run, run.artifact("questions"), work)
     asked = {row["question"]: row for row in tables.read(run.artifact("questions"), "question_id")}
     bird = asked.pop("Which bird nests in the hollow oak tree?")
     assert (bird["is_hard"], bird["positive_position"]) == (True, None)
@@ -420,13 +422,14 @@ def test_a_base_that_keeps_the_form_by_itself_is_left_free_and_so_is_the_adapter
         tables.write(destination, schemas.QUESTIONS, [question(f"q{n}") for n in range(10)], files=2)
         return {"questions": 10}
 
-    monkeypatch.setattr(answer_questions, "_prepare_questions", prepare)
+    monkeypatch.setattr(contexts, "prepare_questions", prepare)
 
     def cut_once(prompt: Any) -> str | None:
         return None if prompt.messages[-1]["content"].endswith("q3?") and not prompt.form else cites_first()(prompt)
 
     run, counts = answered({}, base=cut_once, adapter=cites_first("2"))
 
+    assert counts.pop("engines")["tokens"] > 0
     assert counts == {"questions": 10, "unanswered": 1, "constrained": False, "base_format_ok_free": 0.9}
     for variant, cited in (("base", [1]), ("adapter", [2])):
         rows = tables.read(run.artifact("answers") / variant, "question_id")

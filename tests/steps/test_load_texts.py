@@ -40,7 +40,7 @@ def test_copies_are_merged_counted_and_named_after_the_first_file(load: Any, tmp
 
     found = {row["text"]: (row["source"], row["copies"]) for row in texts.to_dicts()}
     assert found == {f"The {nfc} is shut.": (first, 3), "The mill is open.": (late, 1), "The Mill is open.": (first, 1)}
-    assert counts == {"files": 2, "read": 5, "empty": 0, "undecodable": 0, "texts": 3, "copies_merged": 2}
+    assert counts == {"files": 2, "read": 5, "empty": 0, "undecodable": 0, "texts": 3, "copies_merged": 2, "characters": 3 * 17}
 
 
 def test_ids_are_the_contracts_and_sort_the_rows(load: Any, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_rows_without_a_text_are_left_out_and_counted(load: Any, tmp_path: Path)
     counts, texts = load({"paths": [str(tmp_path / "[a-e].*")]})
 
     assert sorted(texts["text"]) == ["A third text.", "Another text.", "One text."]
-    assert counts == {"files": 5, "read": 3, "empty": 9, "undecodable": 7, "texts": 3, "copies_merged": 0}
+    assert counts == {"files": 5, "read": 3, "empty": 9, "undecodable": 7, "texts": 3, "copies_merged": 0, "characters": 13 + 13 + 9}
 
 
 def test_the_language_stands_in_the_path(load: Any, tmp_path: Path) -> None:

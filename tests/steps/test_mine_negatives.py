@@ -184,6 +184,7 @@ def test_every_question_finds_its_own_text_first_and_then_the_one_about_the_same
         assert row["ranks"] == [2, 3]
         assert mined.NAMES[row["negative_ids"][0]] == mined.SIBLING[name], key
         assert row["positive_similarity"] > row["similarities"][0] >= row["similarities"][1]
+    assert counts.pop("embedders")["characters"] > 100
     assert counts == {
         "texts": 12,
         "questions": 12,

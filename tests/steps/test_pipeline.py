@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aloftrag import artifacts, pipeline
+from aloftrag import artifacts, claims, pipeline
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 
@@ -178,7 +178,7 @@ def test_redo_discards_a_step_and_all_after_it_and_nothing_before(
     make, there = pipeline.STEPS[redone].make, []
 
     def spy(run: Run, folder: Path, work: Path) -> dict[str, Any]:
-        there.extend(path for path in run.folder.iterdir() if path.name not in ("job.json", ".work", ".lock"))
+        there.extend(path for path in run.folder.iterdir() if path.name not in ("job.json", ".work", ".claims"))
         assert list(work.iterdir()) == []
         return make(run, folder, work)
 
@@ -280,7 +280,7 @@ def test_status_tells_what_is_done_and_what_was_begun(
 
 def test_a_run_that_another_process_works_on_is_left_alone(called: list[str], run_of: Callable[..., Run]) -> None:
     run = run_of()
-    with run.lock(), pytest.raises(RunError, match="another process"):
+    with claims.hold(run.claims), pytest.raises(RunError, match="another process"):
         go(run)
     assert called == []
     go(run)

@@ -10,7 +10,7 @@ import yaml
 
 import aloftrag
 from aloftrag.errors import UsageError
-from aloftrag.job import NOT_BUILT_YET, PRESETS, Job, Section, Training, load
+from aloftrag.job import PRESETS, Job, Section, Training, load
 
 # The contract's defaults (design.md), and the three keys that have none.
 REQUIRED = """
@@ -175,28 +175,6 @@ def test_a_missing_job_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert the_error(tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: cannot read the job file: No such file or directory"
 
 
-OTHER_VALUES = {
-    "annotation.layout": "text-first",
-    "engine.stall_minutes": 5,
-    "negatives.index": "ivf",
-    "negatives.near_duplicate_similarity": 0.9,
-    "negatives.relative_margin": "auto",
-    "negatives.verify": True,
-    "evaluation.judge": "a/b",
-    "evaluation.retrieval": "as-is",
-    "resources.max_gpus": 1,
-}
-
-
-@pytest.mark.parametrize("key", NOT_BUILT_YET)
-def test_a_setting_that_is_not_built_yet_is_refused_and_its_default_is_not(write: Any, key: str) -> None:
-    path = write(REQUIRED)
-    assert the_error(path, f"{key}={json.dumps(OTHER_VALUES[key])}").startswith(
-        f"{path}: {key}: {OTHER_VALUES[key]!r} is not available yet; expected "
-    )
-    assert load(path).get(key) in NOT_BUILT_YET[key]
-
-
 def test_a_preset_fills_in_what_the_job_file_does_not_give(write: Any) -> None:
     preset = PRESETS["small-model"]
     assert preset
@@ -308,7 +286,7 @@ READ_THROUGH = {"languages": "language", "evaluation.gold": "gold_paths"}
 IN_JOB_ITSELF = {"training.preset"}  # it fills in others
 
 
-@pytest.mark.parametrize("key", sorted(set(keys_of(Job)) - set(NOT_BUILT_YET) - IN_JOB_ITSELF))
+@pytest.mark.parametrize("key", sorted(set(keys_of(Job)) - IN_JOB_ITSELF))
 def test_every_key_of_the_job_file_is_read(key: str) -> None:
     *above, name = key.split(".")
     section = above[-1] if above else "job"
@@ -327,4 +305,19 @@ def test_the_keys_that_are_walked_are_the_contracts() -> None:
 
     inner = {"models.embedder_prompts.query", "models.embedder_prompts.text"}
     assert set(keys_of(Job)) - inner == set(dotted(yaml.safe_load(CONTRACT))) - {"models.embedder_prompts"}
-    assert set(NOT_BUILT_YET) < set(keys_of(Job))
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked"),
+    [
+        ("{max_gpus: 2, tensor_parallel: 4}", "engine_replicas x tensor_parallel is 4"),
+        ("{max_gpus: 2, engine_replicas: 3}", "engine_replicas x tensor_parallel is 3"),
+        ("{max_gpus: 2, embedder_replicas: 3}", "embedder_replicas is 3"),
+        ("{max_gpus: 2, training_workers: 4}", "training_workers is 4"),
+        ("{max_gpus: 2, training_workers: [1, 4]}", "training_workers is 4"),
+    ],
+)
+def test_what_asks_for_more_gpus_than_a_job_may_take_is_refused(write: Any, resources: str, asked: str) -> None:
+    path = write(REQUIRED + f"training: {{examples_per_step: 12}}\nresources: {resources}")
+    assert the_error(path) == f"{path}: resources.max_gpus: {asked}; expected at least as many, but got 2"
+    assert load(write(REQUIRED + "resources: {max_gpus: 2, tensor_parallel: 2}")).resources.max_gpus == 2

@@ -56,7 +56,7 @@ def test_an_actor_gives_up_on_a_block_on_which_engine_after_engine_dies(tmp_path
 
     def answers() -> list[pa.Table]:
         async def collect() -> list[pa.Table]:
-            actor = _EngineActor(lambda: ScriptedEngine(lambda prompt: "yes"), question, tmp_path, stall_minutes=1)
+            actor = _EngineActor(lambda: ScriptedEngine(lambda prompt: "yes"), question, tmp_path, tmp_path / "use", stall_minutes=1)
             return [table async for table in actor(block)]
 
         return asyncio.run(collect())

