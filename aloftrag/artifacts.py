@@ -8,8 +8,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,10 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.parquet as pq
 
-from aloftrag import redact
+from aloftrag import redact, storage
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
@@ -46,7 +42,9 @@ class Run:
     @classmethod
     def of(cls, job: Job, language: str, runs: str | Path) -> "Run":
         """The run of one language of ``job`` below the folder ``runs``."""
-        return cls(job.for_language(language).resolved(), Path(runs).resolve() / job.name / language)
+        found = storage.at(runs)
+        found = found.resolve() if storage.is_local(found) else found
+        return cls(job.for_language(language).resolved(), found / job.name / language)
 
     @property
     def claims(self) -> Path:
@@ -86,7 +84,7 @@ def files_digest(paths: list[Path], root: Path | None = None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         state = path.stat()
-        content = _content_digest(path, state.st_size, state.st_mtime_ns)
+        content = storage.version(path) or _content_digest(path, state.st_size, state.st_mtime_ns)
         digest.update(f"{path.relative_to(root) if root else path}:{state.st_size}:{content}:".encode())
     return digest.hexdigest()
 
@@ -100,10 +98,7 @@ def _content_digest(path: Path, size: int, changed: int) -> str:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    storage.write(path, (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -176,20 +171,15 @@ def finish(
 
 
 def link(made: Path, artifact: Path) -> None:
-    """Make ``artifact`` the same files as ``made``, by hard links where the file system has them, else by a copy; no manifest.
+    """Make ``artifact`` the same files as ``made``, by hard links where the storage has them, else by a copy; no manifest.
 
-    A link costs nothing and stays whole when the other run is deleted. Files of artifacts are replaced, never changed in place.
-    Raises ``OSError`` when ``made`` is being removed meanwhile.
+    A link costs nothing and stays whole when the other run is deleted. Raises ``OSError`` when ``made`` is being removed meanwhile.
     """
-    shutil.rmtree(artifact, ignore_errors=True)
-    shutil.copytree(made, artifact, copy_function=_link, ignore=shutil.ignore_patterns(MANIFEST, ".*"))
-
-
-def _link(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, destination)
+    storage.remove(artifact)
+    for file in made.rglob("*"):
+        name = file.relative_to(made)
+        if file.is_file() and file.name != MANIFEST and not any(part.startswith(".") for part in name.parts):
+            storage.copy(file, artifact / name.as_posix())
 
 
 def _versions() -> dict[str, str]:
@@ -204,8 +194,8 @@ def _versions() -> dict[str, str]:
 
 def fresh_folder(path: Path) -> Path:
     """An empty folder at ``path``; what an unfinished step left there is removed."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
+    storage.remove(path)
+    path.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -216,12 +206,12 @@ def parquet_files(folder: Path) -> list[Path]:
 
 def read_table(folder: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """A whole artifact as a table of ``schema``; for what fits in memory."""
-    return pyarrow.dataset.dataset([str(path) for path in parquet_files(folder)], schema=schema).to_table(columns=columns)
+    return storage.dataset(parquet_files(folder), schema).to_table(columns=columns)
 
 
 def read_file(path: Path, columns: list[str]) -> pa.Table:
     """Some columns of one table file."""
-    return pq.read_table(path, columns=columns)
+    return storage.parquet(path).read(columns=columns)
 
 
 def count_rows(folder: Path) -> int:
@@ -231,7 +221,7 @@ def count_rows(folder: Path) -> int:
 
 def rows_of(path: Path) -> int:
     """How many rows a table file has."""
-    return int(pq.ParquetFile(path).metadata.num_rows)
+    return int(storage.parquet(path).metadata.num_rows)
 
 
 def committed_rows(checkpoints: Path) -> int:
@@ -248,7 +238,7 @@ def _rows_of_committed(path: Path) -> int:
 def hold_schema(folder: Path, schema: pa.Schema) -> None:
     """Raise when a written file has other columns or types than ``schema``."""
     for path in parquet_files(folder):
-        found = {field.name: field.type for field in pq.read_schema(path)}
+        found = {field.name: field.type for field in storage.parquet(path).schema_arrow}
         wanted = {field.name: field.type for field in schema}
         for name in {**wanted, **found}:
             assert found.get(name) == wanted.get(name), f"{path}: {name} is {found.get(name)}, not {wanted.get(name)}"
@@ -256,15 +246,14 @@ def hold_schema(folder: Path, schema: pa.Schema) -> None:
 
 def write_table(table: pa.Table, path: Path, block_rows: int = BLOCK_ROWS) -> None:
     """One Parquet file, in row groups of the size of a block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=block_rows)
+    storage.write_table(table, path, block_rows)
 
 
 def row_groups(folder: Path) -> list[RowGroup]:
     """Every row group of an artifact."""
     found = []
     for path in parquet_files(folder):
-        metadata = pq.ParquetFile(path).metadata
+        metadata = storage.parquet(path).metadata
         found += [(str(path), group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
     return found
 
@@ -279,7 +268,7 @@ def _dataset(groups: list[RowGroup], columns: list[str] | None) -> "Dataset":
     from ray.data.block import BlockMetadata
 
     def read(path: str, group: int) -> list[pa.Table]:
-        return [pq.ParquetFile(path).read_row_group(group, columns=columns)]
+        return [storage.parquet(path).read_row_group(group, columns=columns)]
 
     def task(path: str, group: int, rows: int) -> ray.data.ReadTask:
         metadata = BlockMetadata(num_rows=rows, size_bytes=None, input_files=[path], exec_stats=None)
@@ -331,6 +320,7 @@ def map_rows(
         checkpoint = checkpoints / f"slice-{number:05d}"
         if committed_rows(checkpoint) == sum(rows for _, _, rows in groups):
             continue  # killed after the last write: no engine has to start to find nothing to do
+        _end_commits(checkpoint)
         dataset = _dataset(groups, columns)
         # The manifest is written first and the checkpoint deleted after: a success that deletes it early would double the rows.
         dataset.context.checkpoint_config = CheckpointConfig(
@@ -342,11 +332,22 @@ def map_rows(
     _hold_ids(source, destination, id_column)
 
 
+def _end_commits(checkpoint: Path) -> None:
+    """End the commits that a kill broke off in an object store.
+
+    Ray commits a file by a move, which such a store makes of a copy and a removal. Where both are there the rows are written; Ray would
+    take them for unwritten, and remove them.
+    """
+    for pending in checkpoint.glob(f"*{PENDING}"):
+        if pending.with_name(pending.name.removesuffix(PENDING) + ".parquet").is_file():
+            pending.unlink()
+
+
 def _hold_ids(source: Path, destination: Path, id_column: str) -> None:
     """Every row exactly once: the counts agree, and no written id occurs twice."""
     import polars as pl
 
-    written = pl.scan_parquet(destination / "*.parquet").select(pl.len(), pl.col(id_column).n_unique().alias("ids")).collect()
+    written = storage.scan(destination).select(pl.len(), pl.col(id_column).n_unique().alias("ids")).collect()
     rows, ids = written.row(0)
     expected = count_rows(source)
     if not rows == ids == expected:

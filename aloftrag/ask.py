@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from aloftrag import artifacts, languages
+from aloftrag import artifacts, languages, storage
 from aloftrag import models as local_models
 from aloftrag.artifacts import Run
 from aloftrag.engine import starter
@@ -28,9 +28,10 @@ def open_run(folder: Path) -> Run:
     if not (folder / "job.json").is_file():
         raise RunError(f"{folder}: no run there (no job.json); expected RUNS/JOB/LANGUAGE")
     try:
-        return Run(Job.model_validate_json((folder / "job.json").read_text(encoding="utf-8")), folder.resolve())
+        job = Job.model_validate_json((folder / "job.json").read_text(encoding="utf-8"))
     except ValidationError as error:
         raise RunError(f"{folder}/job.json: not a job of this version ({error.errors()[0]['msg']})") from error
+    return Run(job, folder.resolve() if storage.is_local(folder) else folder)
 
 
 def ask(run: Run, question: str) -> tuple[list[str], str]:
@@ -67,7 +68,7 @@ def ask(run: Run, question: str) -> tuple[list[str], str]:
 
 
 async def _complete(run: Run, prompt: ChatPrompt) -> str:
-    adapter = run.artifact("adapter")
+    adapter = storage.local(run.artifact("adapter"))
     with tempfile.TemporaryDirectory() as folder:
         if on_gpu():
             engine = starter(run, adapter=adapter)()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aloftrag import redact
+from aloftrag import redact, storage
 from aloftrag.errors import RunError, UsageError, storage_failures_explained
 
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     job_file(plan)
     plan.add_argument("--gpus", type=int, default=1, metavar="N", help="of the cluster that it would run on (default: 1)")
     plan.add_argument("--rates", type=Path, metavar="RUN", help="a finished run with the same models, for its rates; else they are assumed")
-    command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=Path)
+    command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=storage.at)
     command("report", _report, "write the page of runs, and print a table over them").add_argument(
-        "run", metavar="RUN", type=Path, nargs="+"
+        "run", metavar="RUN", type=storage.at, nargs="+"
     )
     ask = command("ask", _ask, "answer a question from a run's texts with its adapter")
-    ask.add_argument("run", metavar="RUN", type=Path)
+    ask.add_argument("run", metavar="RUN", type=storage.at)
     ask.add_argument("question")
     check = command("judge-check", _judge_check, "how far a judge agrees with people")
     check.add_argument("file", metavar="FILE", help="a table of context, question, answer, reply, is_correct")
@@ -293,7 +293,8 @@ def _print_result(folder: Path) -> None:
         f"  for comparison: chance {100 * baselines['chance']:.1f}%, "
         f"the retriever's first hit (most_similar) {100 * baselines['most_similar']:.1f}%"
     )
-    print(f"  report: {os.path.relpath(folder / report.PAGE)}", flush=True)
+    page = folder / report.PAGE
+    print(f"  report: {os.path.relpath(page) if storage.is_local(page) else page}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from aloftrag import storage
 from aloftrag.errors import UsageError
 
 TABLES = {".parquet", ".jsonl", ".csv"}
@@ -23,10 +23,8 @@ def source_files(paths: list[str], key: str, kinds: set[str]) -> list[str]:
     """The files that paths and globs name, sorted; raises ``UsageError`` (naming ``key``) for none or one of another kind."""
     found: set[str] = set()
     for path in paths:
-        if "://" in path:
-            raise UsageError(f"{key}: {path}: object storage is not available yet; expected local paths")
         # A name with brackets may be a file's own.
-        matches = [path] if Path(path).is_file() else [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]
+        matches = [path] if storage.at(path).is_file() else _matching(path)
         if not matches:
             raise UsageError(f"{key}: no file matches {path!r}")
         found.update(matches)
@@ -34,6 +32,12 @@ def source_files(paths: list[str], key: str, kinds: set[str]) -> list[str]:
         if Path(name).suffix.lower() not in kinds:
             raise UsageError(f"{key}: {name}: expected {', '.join(sorted(kinds))}")
     return sorted(found)
+
+
+def _matching(pattern: str) -> list[str]:
+    if "://" in pattern:
+        return storage.matching(pattern)
+    return [match for match in glob.glob(pattern, recursive=True) if Path(match).is_file()]
 
 
 def check_columns(name: str, columns: list[str], key: str) -> None:
@@ -53,10 +57,10 @@ def table_columns(name: str) -> list[str]:
     """The columns of a parquet, csv or jsonl table (of jsonl: the keys of its first line)."""
     suffix = Path(name).suffix.lower()
     if suffix == ".parquet":
-        return pq.read_schema(name).names
+        return storage.parquet(name).schema_arrow.names
     if suffix == ".csv":
         return pl.scan_csv(name).collect_schema().names()
-    with Path(name).open("rb") as file:
+    with storage.at(name).open("rb") as file:
         objects = (_json_object(line) for line in file if line.strip())
         first = next((found for found in objects if found is not None), None)
     if first is None:
@@ -78,7 +82,7 @@ def read_rows(name: str, text_column: str) -> Iterator[str | None]:
     """The texts of one file, as they stand there; empty for one that is missing, None for one that cannot be decoded."""
     suffix = Path(name).suffix.lower()
     if suffix == ".parquet":
-        for batch in pq.ParquetFile(name).iter_batches(_BATCH_ROWS, columns=[text_column]):
+        for batch in storage.parquet(name).iter_batches(_BATCH_ROWS, columns=[text_column]):
             column = batch.column(0)
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = column.cast(pa.large_binary())  # decoded row by row, so that a broken one does not stop the file
@@ -87,12 +91,12 @@ def read_rows(name: str, text_column: str) -> Iterator[str | None]:
         for batch in pl.scan_csv(name, infer_schema=False, encoding="utf8-lossy").select(text_column).collect_batches():
             yield from (None if value and "\ufffd" in value else value or "" for value in batch[text_column])
     elif suffix == ".jsonl":
-        with Path(name).open("rb") as file:
+        with storage.at(name).open("rb") as file:
             for line in file:
                 if line.strip():
                     yield _json_text(line, text_column)
     else:
-        yield _decoded(Path(name).read_bytes())
+        yield _decoded(storage.at(name).read_bytes())
 
 
 def chunker(tokenizer: str | None, chunk_tokens: int | None) -> Callable[[str], list[str]]:

@@ -10,13 +10,12 @@ answer_questions  answers       4.3
 score_answers     scores.json   4.3
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aloftrag import artifacts, claims, cluster, progress, report
+from aloftrag import artifacts, claims, cluster, progress, report, storage
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.steps import (
@@ -81,7 +80,7 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say, tell_prog
             return
     model_card.tell_scores(run)
     report.write(run)
-    shutil.rmtree(run.folder / ".work", ignore_errors=True)
+    storage.remove(run.folder / ".work")
 
 
 def _settings(run: Run, name: str, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def _make(run: Run, name: str, settings: dict[str, Any], say: Say, tell_progress
     with progress.repeatedly(look, progress_seconds):
         counts = step.make(run, folder, work)
     artifacts.finish(folder, name, settings, counts, clock.seconds(), _gpus(), _made_from(run, name))
-    shutil.rmtree(work)
+    storage.remove(work)
     say(f"{run.job.language}  {name:<16} done         {_shown(artifacts.manifest(folder))}")
 
 
@@ -192,9 +191,9 @@ def _gpus() -> int:
 def _remove_unfinished(run: Run, name: str) -> None:
     step = STEPS[name]
     for artifact in (step.MAKES, *step.BESIDE):
-        shutil.rmtree(run.artifact(artifact), ignore_errors=True)
+        storage.remove(run.artifact(artifact))
     for work in (run.folder / ".work").glob(f"{name}-*"):
-        shutil.rmtree(work)
+        storage.remove(work)
 
 
 def _discard(run: Run, from_step: str) -> None:

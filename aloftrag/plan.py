@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from aloftrag import artifacts, languages, models, seeds
+from aloftrag import artifacts, languages, models, seeds, storage
 from aloftrag.corpus import chunker, normalised, read_rows, text_id
 from aloftrag.errors import RunError
 from aloftrag.job import Job
@@ -303,12 +303,12 @@ def sample_of(job: Job) -> Sample:
     texts: list[str] = []
     read_bytes = 0
     for file in files[::step]:
-        size = Path(file).stat().st_size
+        size = storage.at(file).stat().st_size
         rows = list(itertools.islice(read_rows(file, job.corpus.text_column), SAMPLE_TEXTS + 1))
         read_bytes += size if len(rows) <= SAMPLE_TEXTS else min(size, sum(len((row or "").encode()) for row in rows))
         texts += [chunk for row in rows if row for chunk in cut(normalised(row)) if chunk]
         if len(texts) >= SAMPLE_TEXTS:
             break
-    times = sum(Path(file).stat().st_size for file in files) / max(1, read_bytes)
+    times = sum(storage.at(file).stat().st_size for file in files) / max(1, read_bytes)
     distinct = list({text_id(text): text for text in texts}.values())
     return Sample(distinct, round(len(distinct) * times), sum(map(len, distinct)) * times)

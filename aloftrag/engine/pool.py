@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aloftrag import artifacts, cluster
+from aloftrag import artifacts, cluster, storage
 from aloftrag.artifacts import BLOCK_ROWS, Run
 from aloftrag.engine import StartEngine
 from aloftrag.engine.in_flight import InFlightLog, halves
@@ -136,7 +136,7 @@ class _EngineActor:
         self._start_seconds = time.monotonic() - began
         self._question = question
         self._logs = logs
-        self._use_log = use / f"{uuid.uuid4().hex}.json"
+        self._use_log, self._stopped = use / f"{uuid.uuid4().hex}.json", use / _STOPPED
         self._places = asyncio.Semaphore(2 * self._engine.max_num_seqs)  # while one waits for its next prompt, another one's runs
         self._turns = _Turns()
         self._stall_seconds = 60 * stall_minutes
@@ -148,7 +148,7 @@ class _EngineActor:
         try:
             answers = await self._watch(self._answers(rows, log), log)
         except RunError as error:
-            (self._logs / _STOPPED).write_text(str(error), encoding="utf-8")
+            storage.write(self._stopped, str(error).encode())
             raise
         log.close()
         use = {"seconds": self._engine.seconds, "busy_seconds": self._engine.busy_seconds, "tokens": self._engine.tokens}
@@ -207,13 +207,14 @@ def ask_rows(
 
     Raises ``RunError`` when an engine cannot go on.
     """
-    logs = artifacts.fresh_folder(_beside(answers, "in-flight"))
-    with _explained(logs):
+    logs, use = artifacts.fresh_folder(storage.scratch(_beside(answers, "in-flight"))), _beside(answers, "use")
+    (use / _STOPPED).unlink(missing_ok=True)
+    with _explained(use / _STOPPED):
         artifacts.map_rows(
             source=source,
             id_column=question.id_column,
             columns=columns,
-            transform=lambda rows: _ask(rows, question, start_engine, run, logs, _beside(answers, "use")),
+            transform=lambda rows: _ask(rows, question, start_engine, run, logs, use),
             destination=answers,
             schema=question.schema,
             checkpoints=_beside(answers, "checkpoints"),
@@ -247,14 +248,13 @@ def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run:
 
 
 @contextmanager
-def _explained(logs: Path) -> Iterator[None]:
+def _explained(reason: Path) -> Iterator[None]:
     """Raises what stopped an actor as the ``RunError`` that it was; Ray makes a traceback of it."""
     from ray.exceptions import UserCodeException
 
     try:
         yield
     except UserCodeException as error:
-        reason = logs / _STOPPED
         if not reason.is_file():
             raise
         raise RunError(reason.read_text(encoding="utf-8")) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aloftrag import storage
 from aloftrag.engine.port import Completion, EngineDead, PromptRefused
 from aloftrag.models import local_folder, longest_prompt
 from aloftrag.prompts.chat import PlainPrompt, Prompt
@@ -30,6 +31,7 @@ class VllmEngine:
     """A vLLM engine that answers chats, with an adapter when one is given."""
 
     def __init__(self, settings: VllmSettings, adapter: Path | None = None):
+        adapter = storage.local(adapter) if adapter else None
         arguments = engine_arguments(settings, adapter)  # before torch is imported
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs

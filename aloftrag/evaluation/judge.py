@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, models
+from aloftrag import artifacts, models, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import Engine, PromptRefused, StartEngine, VllmEngine, VllmSettings, pool, starter
 from aloftrag.engine.server import StartChatServerEngine
@@ -69,7 +68,7 @@ def judged(rows: Sequence[Row], run: Run, work: Path, start_engine: StartEngine)
     artifacts.write_table(pa.Table.from_pylist(list(rows), schema=_ASKED), artifacts.fresh_folder(asked) / "answers.parquet")
     verdicts = work / "verdicts"
     pool.ask_rows(asked, pool.Question(judge_row, _no_verdict, "answer_id", _VERDICTS), start_engine, run, verdicts)
-    found = dict(pl.read_parquet(verdicts / "*.parquet").select("answer_id", "is_right").iter_rows())
+    found = dict(storage.scan(verdicts).collect().select("answer_id", "is_right").iter_rows())
     _hold_usable(list(found.values()), _KEY)
     return found
 

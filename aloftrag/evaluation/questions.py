@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from aloftrag import seeds
+from aloftrag import seeds, storage
 from aloftrag.corpus import TABLES, chunker, normalised, source_files, text_id
 from aloftrag.errors import UsageError
 from aloftrag.job import Job
@@ -67,11 +67,11 @@ def gold_questions(job: Job, tokenizer: str | None) -> Questions:
 
 def held_out_questions(annotations: Path, negatives: Path, selection: Path) -> Questions:
     """The kept questions of the texts that training never asks about; their generated answers stand for gold."""
-    held_out = pl.scan_parquet(selection / "*.parquet").filter(pl.col("split") == "held_out").select("question_id")
+    held_out = storage.scan(selection).filter(pl.col("split") == "held_out").select("question_id")
     rows = (
-        pl.scan_parquet(annotations / "*.parquet")
+        storage.scan(annotations)
         .join(held_out, on="question_id")
-        .join(pl.scan_parquet(negatives / "*.parquet").select("question_id", "also_positive"), on="question_id")
+        .join(storage.scan(negatives).select("question_id", "also_positive"), on="question_id")
         .select("question_id", "text_id", "question", pl.concat_list("answer").alias("gold_answers"), "also_positive")
         .collect()
     )
@@ -94,8 +94,8 @@ def read_gold(file: str, key: str = "evaluation.gold") -> list[dict[str, Any]]:
         if suffix == ".parquet":
             return pl.read_parquet(file).to_dicts()
         if suffix == ".csv":
-            return pl.read_csv(file, infer_schema=False).to_dicts()
-        content = Path(file).read_text(encoding="utf-8-sig")
+            return pl.scan_csv(file, infer_schema=False).collect().to_dicts()
+        content = storage.at(file).read_text(encoding="utf-8-sig")
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise UsageError(f"{key}: {file}: not readable ({str(error).splitlines()[0]})") from error
     lines = enumerate(content.split("\n"), 1)  # other line ends may stand inside an answer

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from aloftrag import artifacts
+from aloftrag import artifacts, storage
 from aloftrag.artifacts import Run
 from aloftrag.prompts import rag
 from aloftrag.training.loop import METRICS
@@ -40,25 +40,25 @@ def funnel(manifests: dict[str, Row], run: Run) -> list[tuple[str, int]]:
 
 def _rated(annotations: Path, threshold: float) -> int:
     """How many texts have at least this rating."""
-    enough = pl.scan_parquet(annotations / "*.parquet").filter(pl.col("text_rating") >= threshold)
+    enough = storage.scan(annotations).filter(pl.col("text_rating") >= threshold)
     return int(enough.select(pl.col("text_id").n_unique()).collect().item())
 
 
 def left_out(run: Run) -> list[tuple[str, int, list[dict[str, str]]]]:
     """Why questions were left out of training: (reason, how many, examples)."""
-    dropped = pl.scan_parquet(run.artifact("selection") / "*.parquet").filter(pl.col("drop_reason").is_not_null())
+    dropped = storage.scan(run.artifact("selection")).filter(pl.col("drop_reason").is_not_null())
     examples = dropped.group_by("drop_reason").agg(
         pl.len().alias("count"), pl.col("question_id").sort().head(_EXAMPLES), pl.col("text_id").sort_by("question_id").head(_EXAMPLES)
     )
     reasons = examples.sort("count", "drop_reason", descending=[True, False]).collect().to_dicts()
     wanted = [question_id for row in reasons for question_id in row["question_id"]]
     annotated = (
-        pl.scan_parquet(run.artifact("annotations") / "*.parquet")
+        storage.scan(run.artifact("annotations"))
         .filter(pl.col("question_id").is_in(wanted))
         .select("question_id", "text_id", "question", "answer", "error", "reply", "text_rating_reply")
         .collect()
     )
-    texts = pl.scan_parquet(run.artifact("texts") / "*.parquet").filter(pl.col("text_id").is_in(annotated["text_id"].to_list())).collect()
+    texts = storage.scan(run.artifact("texts")).filter(pl.col("text_id").is_in(annotated["text_id"].to_list())).collect()
     contents = dict(texts.select("text_id", "text").iter_rows())
     by_id = {row["question_id"]: row for row in annotated.to_dicts()}
     return [(row["drop_reason"], row["count"], [_example(by_id[found], contents) for found in row["question_id"]]) for row in reasons]
@@ -75,7 +75,7 @@ def _example(row: Row, contents: dict[str, str]) -> dict[str, str]:
 def ratings(annotations: Path) -> list[tuple[int, float]]:
     """The share of each rating from 0 to 10 among rated texts; empty when there is none."""
     rated = (
-        pl.scan_parquet(annotations / "*.parquet")
+        storage.scan(annotations)
         .unique("text_id")
         .select(pl.col("text_rating").drop_nulls().round().cast(pl.Int64).alias("rating"))
         .group_by("rating")
@@ -88,7 +88,7 @@ def ratings(annotations: Path) -> list[tuple[int, float]]:
 
 def similarities(negatives: Path) -> list[tuple[float, float, float]]:
     """How similar positives and negatives are to their questions: (from, share of positives, share of negatives), in steps of 0.05."""
-    rows = pl.scan_parquet(negatives / "*.parquet")
+    rows = storage.scan(negatives)
     positive = rows.select(pl.col("positive_similarity").alias("similarity"))
     negative = rows.select(pl.col("similarities").explode(empty_as_null=False).alias("similarity"))
     shares = [dict(_shares(part).iter_rows()) for part in (positive, negative)]
@@ -117,7 +117,7 @@ def side_by_side(run: Run) -> list[Row]:
 
     Each has its question, accepted answers, contexts (text, whether it is right, who cites it) and both replies.
     """
-    scores = pl.read_parquet(run.artifact("scores") / "*.parquet").pivot("variant", index="question_id", values="citation_exact")
+    scores = storage.scan(run.artifact("scores")).collect().pivot("variant", index="question_id", values="citation_exact")
     exact = {row["question_id"]: row for row in scores.sort("question_id").to_dicts()}
     gain = {question_id: row["adapter"] - row["base"] for question_id, row in exact.items()}
     kinds = {
@@ -152,7 +152,7 @@ def side_by_side(run: Run) -> list[Row]:
 
 def _rows(artifact: Path, ids: Iterable[str]) -> dict[str, Row]:
     """Some rows of a table of questions, by id."""
-    rows = pl.scan_parquet(artifact / "*.parquet").filter(pl.col("question_id").is_in(list(ids))).collect()
+    rows = storage.scan(artifact).filter(pl.col("question_id").is_in(list(ids))).collect()
     return {row["question_id"]: row for row in rows.to_dicts()}
 
 

@@ -14,8 +14,6 @@ import importlib
 import itertools
 import math
 import os
-import shutil
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from aloftrag import artifacts, cluster
+from aloftrag import artifacts, cluster, storage
 from aloftrag.artifacts import RowGroup
 from aloftrag.errors import RunError
 from aloftrag.retrieval import ivf
@@ -64,11 +61,11 @@ def add(index: Path, kind: str) -> None:
         # A run may go on with smaller nodes than it was begun on: what no node has would be waited for without an end.
         memory = min(_bytes(part, dimensions) * _COPIES_WHILE_MADE, largest)
         make = ray.remote(_make_shard).options(num_cpus=1, memory=memory, scheduling_strategy="SPREAD", max_retries=-1)
-        if not folder.is_dir():
+        if not storage.is_whole(folder):
             tasks.append(make.remote(index, part, folder, quantiser if kind == "ivf" else None))
     ray.get(tasks)
     for unfinished in (index / "shards").glob("unfinished-*"):  # of a run that was killed
-        shutil.rmtree(unfinished)
+        storage.remove(unfinished)
 
 
 def finish(index: Path, **noted: Any) -> None:
@@ -93,7 +90,7 @@ class _ShardActor:
 
     def __init__(self, folder: Path):
         _use_all_cores()
-        self._shard = Shard.load(folder)
+        self._shard = Shard.load(storage.local(folder))
 
     def ask(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """What the shard's ``method`` returns."""
@@ -163,14 +160,14 @@ def nprobe_of(index: Path) -> int | None:
 def open_here(index: Path) -> Index:
     """An index in this process; its files are mapped into memory."""
     nprobe = nprobe_of(index)
-    return index_of([Shard.load(folder) for folder in _folders(index)], nprobe)
+    return index_of([Shard.load(storage.local(folder)) for folder in _folders(index)], nprobe)
 
 
 def _folders(index: Path) -> list[Path]:
     """The folders of an index' shards; raises ``RunError`` when one is missing."""
     plan = artifacts.read_json(index / "shards" / "plan.json")
     folders = [_folder(index, number) for number in range(len(plan))]
-    missing = [folder for folder in folders if not folder.is_dir()]
+    missing = [folder for folder in folders if not storage.is_whole(folder)]
     if missing:
         raise RunError(f"{missing[0]}: this shard of the index is missing; run the job with --redo mine_negatives")
     return folders
@@ -204,7 +201,7 @@ def _make_shard(index: Path, groups: Sequence[RowGroup], folder: Path, quantiser
     ids: list[bytes] = []
     vectors = None
     for name, group, _ in groups:
-        table = pq.ParquetFile(index / name).read_row_group(group)
+        table = storage.parquet(index / name).read_row_group(group)
         part = vectors_of(table)
         vectors = np.empty((rows, part.shape[1]), np.float16) if vectors is None else vectors
         vectors[len(ids) : len(ids) + len(part)] = part
@@ -214,16 +211,9 @@ def _make_shard(index: Path, groups: Sequence[RowGroup], folder: Path, quantiser
     if quantiser is not None:
         import faiss
 
-        trained = faiss.read_index(str(quantiser))
-    # A task that is thought dead may still write: each into a folder of its own, and the first that is whole is the shard.
-    unfinished = folder.with_name(f"unfinished-{folder.name}-{uuid.uuid4().hex}")
-    Shard.of(np.array(ids), vectors, trained).save(unfinished)
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(unfinished)
+        trained = faiss.read_index(str(storage.local(quantiser)))
+    with storage.published(folder) as unfinished:  # a task that is thought dead may still write too
+        Shard.of(np.array(ids), vectors, trained).save(unfinished)
 
 
 def _train_quantiser(index: Path, groups: Sequence[RowGroup], destination: Path) -> None:
@@ -234,12 +224,10 @@ def _train_quantiser(index: Path, groups: Sequence[RowGroup], destination: Path)
     wanted = ivf.TRAINING_TEXTS_PER_LIST * ivf.lists_for(texts)
     parts = []
     for name, group, _ in groups:
-        table = pq.ParquetFile(index / name).read_row_group(group)
+        table = storage.parquet(index / name).read_row_group(group)
         parts.append(table.filter(_drawn(table["text_id"], texts, wanted)))
     sample = pa.concat_tables(parts).sort_by("text_id")  # so that neither the files nor their order matter
-    unfinished = destination.with_name("unfinished.faiss")
-    faiss.write_index(ivf.train_quantiser(vectors_of(sample), texts), str(unfinished))
-    unfinished.replace(destination)
+    storage.write(destination, faiss.serialize_index(ivf.train_quantiser(vectors_of(sample), texts)).tobytes())
 
 
 def _drawn(ids: pa.ChunkedArray, rows: int, wanted: int) -> pa.Array:
@@ -260,7 +248,7 @@ def read_sample(questions: Path, count: int) -> pa.Table:
     """About ``count`` rows of a table of questions with vectors, by id: the same ones however the table is cut into files."""
     total, parts = artifacts.count_rows(questions), []
     for path, group, _ in artifacts.row_groups(questions):
-        file = pq.ParquetFile(path)
+        file = storage.parquet(path)
         drawn = _drawn(file.read_row_group(group, columns=["question_id"])["question_id"], total, count)
         if pc.any(drawn).as_py():
             parts.append(file.read_row_group(group).filter(drawn))

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 
-from aloftrag import artifacts, schemas
+from aloftrag import artifacts, schemas, storage
 
 
 class TextStore:
     """Batch reads of texts by id; nothing is held but the names of the files."""
 
     def __init__(self, *folders: Path):
-        files = [str(path) for folder in folders for path in artifacts.parquet_files(folder)]
-        self._dataset = pyarrow.dataset.dataset(files, schema=schemas.TEXTS)
+        files = [path for folder in folders for path in artifacts.parquet_files(folder)]
+        self._dataset = storage.dataset(files, schemas.TEXTS)
 
     def known(self, ids: Iterable[str]) -> set[str]:
         """Those of ``ids`` that are here."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from aloftrag import artifacts, schemas
+from aloftrag import artifacts, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.job import EmbedderPrompts
 from aloftrag.retrieval.actors import embedders, map_in_actors
@@ -87,7 +87,5 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 
 def dimensions_of(folder: Path) -> int:
     """How many dimensions the vectors of a folder have."""
-    import pyarrow.parquet as pq
-
-    found: Any = pq.read_schema(artifacts.parquet_files(folder)[0]).field("vector").type
+    found: Any = storage.parquet(artifacts.parquet_files(folder)[0]).schema_arrow.field("vector").type
     return int(found.list_size)

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, languages, schemas
+from aloftrag import artifacts, languages, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, pool
 from aloftrag.prompts import check_answer
@@ -38,8 +38,9 @@ _TO_CHECK = pa.schema(
 def verify(run: Run, mined: Path, folder: Path, work: Path, start_engine: StartEngine) -> dict[str, int]:
     """Ask the language model whether skipped texts answer their question; those that do are ``also_positive``. Returns counts."""
     asked = work / "to_verify"
-    if not asked.is_dir():
-        _write_skipped_texts(mined, run.artifact("texts"), asked)
+    if not storage.is_whole(asked):
+        with storage.published(asked) as unfinished:
+            _write_skipped_texts(mined, run.artifact("texts"), unfinished)
     checked = _checked(run, asked, work, start_engine) if artifacts.parquet_files(asked) else pl.DataFrame(_CHECKED.empty_table())
     artifacts.fresh_folder(folder)
     for path in artifacts.parquet_files(mined):
@@ -60,12 +61,12 @@ def _checked(run: Run, asked: Path, work: Path, start_engine: StartEngine) -> pl
     question = pool.Question(functools.partial(check_row, language=language), _not_checked, "question_id", _CHECKED)
     checked = work / "verified"
     pool.ask_rows(asked, question, start_engine, run, checked)
-    return pl.read_parquet(checked / "*.parquet")
+    return storage.scan(checked).collect()
 
 
 def _write_skipped_texts(mined: Path, texts: Path, folder: Path) -> None:
     """The questions for which texts were skipped, with those texts."""
-    store, unfinished = TextStore(texts), artifacts.fresh_folder(folder.with_name(f"{folder.name}-unfinished"))
+    store = TextStore(texts)
     for path in artifacts.parquet_files(mined):
         for number, batch in enumerate(artifacts.read_file(path, ["question_id", "question", "skipped"]).to_batches(artifacts.BLOCK_ROWS)):
             rows = batch.to_pylist()
@@ -76,8 +77,7 @@ def _write_skipped_texts(mined: Path, texts: Path, folder: Path) -> None:
             for row in rows:
                 row["skipped"] = [{"text_id": text["text_id"], "text": contents[text["text_id"]]} for text in row["skipped"]]
             if rows:
-                artifacts.write_table(pa.Table.from_pylist(rows, schema=_TO_CHECK), unfinished / f"{path.stem}-{number:04d}.parquet")
-    unfinished.replace(folder)
+                artifacts.write_table(pa.Table.from_pylist(rows, schema=_TO_CHECK), folder / f"{path.stem}-{number:04d}.parquet")
 
 
 async def check_row(engine: Engine, row: Row, language: str) -> Row:

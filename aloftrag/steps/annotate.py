@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, languages, models, schemas
+from aloftrag import artifacts, languages, models, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, annotator, pool
 from aloftrag.errors import RunError
@@ -43,7 +43,7 @@ def with_layout(run: Run) -> Run:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
-    sample = pl.scan_parquet(run.artifact("texts") / "*.parquet").select("text").head(_LAYOUT_SAMPLE).collect()["text"]
+    sample = storage.scan(run.artifact("texts")).select("text").head(_LAYOUT_SAMPLE).collect()["text"]
     text_tokens = sum(len(encode_content(tokenizer, text)) for text in sample) / len(sample)
     of_questions = [write_qa.INSTRUCTION]
     if job.annotation.rate_qa:
@@ -187,7 +187,7 @@ def explode_questions(texts: pa.Table) -> pa.Table:
 
 
 def _counts(folder: Path) -> dict[str, Any]:
-    rows = pl.scan_parquet(folder / "*.parquet")
+    rows = storage.scan(folder)
     by_text = rows.group_by("text_id").agg(
         pl.col("text_rating").is_not_null().any().alias("rated"),
         pl.col("question").is_not_null().any().alias("has_question"),
@@ -206,7 +206,7 @@ def _counts(folder: Path) -> dict[str, Any]:
 def _hold_budget(folder: Path, counts: dict[str, Any], max_failed: float) -> None:
     if counts["failed"] <= max_failed * counts["texts"]:
         return
-    rows = pl.read_parquet(folder / "*.parquet")
+    rows = storage.scan(folder).collect()
     failed = rows.filter(pl.col("error").is_not_null().all().over("text_id")).unique("text_id", keep="first").sort("text_id").head(3)
     shown = "; ".join(f"{row['text_id']}: {row['error']} ({(row['reply'] or '')[:80]!r})" for row in failed.iter_rows(named=True))
     raise RunError(

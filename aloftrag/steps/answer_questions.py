@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aloftrag import artifacts, cluster, models, schemas
+from aloftrag import artifacts, cluster, models, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, pool, starter
 from aloftrag.errors import RunError
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 def settings(run: Run) -> dict[str, Any]:
     """Everything that can change the answers, beside texts, index and adapter."""
     evaluation = run.job.evaluation
-    gold = artifacts.files_digest([Path(file) for file in evaluation_questions.gold_files(run.job)]) if evaluation.gold else None
+    gold = artifacts.files_digest([storage.at(file) for file in evaluation_questions.gold_files(run.job)]) if evaluation.gold else None
     return {
         "evaluation.gold": gold,
         "evaluation.max_questions": evaluation.max_questions,
@@ -171,16 +171,17 @@ def _replies(work: Path, variant: str) -> Path:
 
 def _adapter_starter(run: Run, work: Path) -> StartEngine:
     """An engine with the adapter: as a LoRA request on a GPU; merged into a copy on a CPU, where that is five times faster."""
-    import ray
-
     adapter = run.artifact("adapter")
     if cluster.gpus():
         return starter(run, adapter=adapter)
+    return functools.partial(_start_merged, run, adapter, storage.scratch(work / "merged"))
+
+
+def _start_merged(run: Run, adapter: Path, merged: Path) -> Engine:
     from aloftrag.training.merge import merge_adapter
 
-    merged = work / "merged"
-    ray.get(ray.remote(num_cpus=1)(merge_adapter).remote(run.job.models.llm, adapter, merged))
-    return starter(run, model=str(merged))
+    merge_adapter(run.job.models.llm, adapter, merged)
+    return starter(run, model=str(merged))()
 
 
 def _form_kept(replies: pa.Table, questions: Path, job: Job) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, languages, models, schemas, seeds
+from aloftrag import artifacts, languages, models, schemas, seeds, storage
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.job import Job
@@ -63,13 +63,13 @@ def settings(run: Run) -> dict[str, Any]:
 def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``chats`` artifact and beside it ``selection``; returns the counts by split and by drop reason."""
     del work  # quick: made anew after a kill
-    annotations = pl.scan_parquet(run.artifact("annotations") / "*.parquet").select(_READ).collect()
+    annotations = storage.scan(run.artifact("annotations")).select(_READ).collect()
     negatives = (
-        pl.scan_parquet(run.artifact("negatives") / "*.parquet")
+        storage.scan(run.artifact("negatives"))
         .select("question_id", "positive_rank", "negative_ids", "also_positive", doubtful())
         .collect()
     )
-    clusters = pl.read_parquet(run.artifact("clusters") / "*.parquet")
+    clusters = storage.scan(run.artifact("clusters")).collect()
     selection = select(annotations, negatives, clusters, run.job)
     kept = (
         selection.filter(pl.col("split").is_in(["train", "validation"]))

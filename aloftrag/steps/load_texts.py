@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, models, schemas
+from aloftrag import artifacts, models, redact, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.corpus import TABLES, WHOLE_FILES, chunker, normalised, read_rows, source_files, text_id
 from aloftrag.errors import RunError
@@ -45,7 +45,7 @@ def settings(run: Run) -> dict[str, Any]:
     chunker = models.identity(run.job.models.llm, "llm") if corpus.chunk_tokens else None
     return {
         "corpus": corpus.model_dump(mode="json"),
-        "corpus files": artifacts.files_digest([Path(path) for path in corpus_files(corpus)]),
+        "corpus files": artifacts.files_digest([storage.at(path) for path in corpus_files(corpus)]),
         "models.llm (its tokens cut the texts)": chunker,
     }
 
@@ -56,7 +56,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
 
     corpus = run.job.corpus
     paths = corpus_files(corpus)
-    size = sum(Path(path).stat().st_size for path in paths)
+    size = sum(storage.at(path).stat().st_size for path in paths)
     digits = _prefix_digits(size)
     parts = artifacts.fresh_folder(work / "parts")
     artifacts.fresh_folder(folder)
@@ -78,7 +78,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     artifacts.hold_schema(folder, schemas.TEXTS)
     if texts < 2:
         raise RunError(f"corpus.paths: {texts} text in {len(paths)} files; at least 2 different texts are needed to tell one from another")
-    characters = pl.scan_parquet(folder / "*.parquet").select(pl.col("text").str.len_chars().sum()).collect().item()
+    characters = storage.scan(folder).select(pl.col("text").str.len_chars().sum()).collect().item()
     return {"files": len(paths), **counts, "texts": texts, "copies_merged": counts["read"] - texts, "characters": characters}
 
 
@@ -90,7 +90,8 @@ def corpus_files(corpus: Corpus) -> list[str]:
 def merge_copies(part: Path, destination: Path) -> int:
     """Write the distinct texts of one id prefix, sorted by id; returns how many."""
     texts = (
-        pl.read_parquet(part / "*.parquet")
+        storage.scan(part)
+        .collect()
         .sort("text_id", "source")
         .group_by("text_id", maintain_order=True)
         .agg(pl.col("text").first(), pl.col("source").first(), pl.len().cast(pl.Int64).alias("copies"))
@@ -111,8 +112,7 @@ def _read_group(number: int, paths: list[str], corpus: Corpus, tokenizer: str | 
         frame = pl.DataFrame(rows, schema=["text_id", "text", "source"], orient="row")
         prefixes = frame.with_columns(pl.lit("texts-").add(pl.col("text_id").str.head(digits)).alias("prefix"))
         for (prefix,), part in prefixes.partition_by("prefix", as_dict=True, include_key=False).items():
-            (parts / str(prefix)).mkdir(parents=True, exist_ok=True)
-            part.write_parquet(parts / str(prefix) / f"{number:06d}-{written:06d}.parquet")
+            artifacts.write_table(part.to_arrow(), parts / str(prefix) / f"{number:06d}-{written:06d}.parquet")
         written += 1
         rows.clear()
 
@@ -125,7 +125,7 @@ def _read_group(number: int, paths: list[str], corpus: Corpus, tokenizer: str | 
             kept = [chunk for chunk in chunks if any(character.isalnum() for character in chunk)]
             counts["empty"] += not kept
             counts["read"] += len(kept)
-            rows += [(text_id(chunk), chunk, path) for chunk in kept]
+            rows += [(text_id(chunk), chunk, redact.text(path)) for chunk in kept]
             if len(rows) >= _BATCH_ROWS:
                 write()
     if rows:
@@ -139,7 +139,7 @@ def _groups(paths: list[str]) -> Iterator[list[str]]:
     size = 0
     for path in paths:
         group.append(path)
-        size += Path(path).stat().st_size
+        size += storage.at(path).stat().st_size
         if size >= _GROUP_BYTES:
             yield group
             group, size = [], 0

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aloftrag import artifacts, models, schemas
+from aloftrag import artifacts, models, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import StartEngine, annotator
 from aloftrag.errors import RunError
@@ -49,7 +49,7 @@ def with_index(run: Run) -> Run:
 
 
 def _index_kind(run: Run) -> tuple[str, str]:
-    questions = pl.scan_parquet(run.artifact("annotations") / "*.parquet").select(pl.col("question").count()).collect().item()
+    questions = storage.scan(run.artifact("annotations")).select(pl.col("question").count()).collect().item()
     texts = artifacts.count_rows(run.artifact("texts"))
     asked = questions if run.job.negatives.near_duplicate_similarity is None else questions + texts  # texts are searched for their copies
     return ivf.kind(texts, asked, models.dimensions(run.job.models.embedder))
@@ -260,7 +260,7 @@ def _write_clusters(run: Run, index: Index, work: Path) -> dict[str, str]:
             destination=copies,
             checkpoints=work / "copies-checkpoints",
         )
-        pairs = pl.scan_parquet(copies / "*.parquet").explode("copies").drop_nulls().collect()
+        pairs = storage.scan(copies).explode("copies").drop_nulls().collect()
         found = near_duplicates.clusters(pairs.iter_rows())
     folder = artifacts.fresh_folder(run.artifact("clusters"))
     for path in artifacts.parquet_files(texts):
@@ -283,7 +283,7 @@ def _copies_of_block(block: pa.Table, index: Index, texts: Path, similarity: flo
 
 
 def _counts(folder: Path, texts: int, contexts: int) -> dict[str, Any]:
-    rows = pl.scan_parquet(folder / "*.parquet")
+    rows = storage.scan(folder)
     found = rows.select(
         pl.len().alias("questions"),
         (pl.col("positive_rank") == 1).sum().alias("found_own_text_first"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from aloftrag import artifacts
+from aloftrag import artifacts, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import StartEngine
 from aloftrag.evaluation import judge, metrics
@@ -39,9 +39,7 @@ def make(run: Run, folder: Path, work: Path, start_judge: StartEngine | None = N
     """Write the ``scores`` artifact and scores.json; returns the verdict."""
     answers_manifest = artifacts.manifest(run.artifact("answers"))
     assert answers_manifest is not None
-    answers = {
-        variant: pl.read_parquet(run.artifact("answers") / variant / "*.parquet").sort("question_id") for variant in ("base", "adapter")
-    }
+    answers = {variant: storage.scan(run.artifact("answers") / variant).collect().sort("question_id") for variant in ("base", "adapter")}
     verdicts = None
     if run.job.evaluation.judge:
         verdicts = judge.judged(_to_judge(run, answers), run, work, start_judge or judge.starter_of(run))
@@ -50,7 +48,7 @@ def make(run: Run, folder: Path, work: Path, start_judge: StartEngine | None = N
     of_both = pl.when(~pl.col("question_id").is_in(judged)).then("answer_accuracy").alias("answer_accuracy")
     rows = {variant: table.with_columns(of_both) for variant, table in rows.items()}  # compared over the same questions
     artifacts.fresh_folder(folder)
-    pl.concat(rows.values()).write_parquet(folder / "scores.parquet")
+    artifacts.write_table(pl.concat(rows.values()).to_arrow(), folder / "scores.parquet")
     scores = summarise(run, rows, answers["base"], answers_manifest["counts"])
     artifacts.write_json(run.folder / SCORES, scores)
     unusable = {"unusable_verdicts": sum(verdict is None for verdict in verdicts.values())} if verdicts is not None else {}
@@ -59,7 +57,7 @@ def make(run: Run, folder: Path, work: Path, start_judge: StartEngine | None = N
 
 def _to_judge(run: Run, answers: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """What a judge is asked: every answer with the text that holds the right one, where that was shown."""
-    asked = pl.read_parquet(run.artifact("questions") / "*.parquet").select("question_id", "messages", "positive_position")
+    asked = storage.scan(run.artifact("questions")).collect().select("question_id", "messages", "positive_position")
     texts = {
         question_id: rag.shown_texts(messages)[position - 1] if position is not None else None
         for question_id, messages, position in asked.iter_rows()

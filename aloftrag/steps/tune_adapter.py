@@ -8,18 +8,16 @@ checkpoint in between stops the run.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aloftrag import artifacts, cluster, models
+from aloftrag import artifacts, cluster, models, storage
 from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.training import base_model, checkpoints, loop, model_card, row_store
-from aloftrag.training.row_store import RowStore
 from aloftrag.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -46,35 +44,32 @@ def settings(run: Run) -> dict[str, Any]:
 
 def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     """Write the ``adapter`` artifact; returns what was trained and the last losses."""
-    import ray
-
-    for split in _SPLITS:
-        if not (work / split).is_dir():
-            ray.get(ray.remote(num_cpus=1)(row_store.write).remote(run.artifact("chats"), split, work / split))
-    if run.job.training.keep == "best" and not len(RowStore(work / "validation")):
+    chats = run.artifact("chats")
+    rows = dict(storage.scan(chats).group_by("split").len().collect().iter_rows())
+    if run.job.training.keep == "best" and not rows.get("validation"):
         raise RunError(
             f"tune_adapter: training.validation = {run.job.training.validation} keeps no chat to tell the best adapter by; set it higher"
         )
     workers = worker_count(run.job, cluster.gpus_for(run), _free_for)
     _hold_workers(run.job, workers, loop.last_state(work))
     began = time.time()
-    _train(run.job, work, workers)
+    _train(run.job, chats, work, workers)
     kept = work / loop.BEST if run.job.training.keep == "best" else checkpoints.newest(work / loop.CHECKPOINTS)
     assert kept is not None, "training ended without a checkpoint"
     artifacts.fresh_folder(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(kept / name, folder / name)
+        storage.copy(kept / name, folder / name)
     base_model.name_base_model(folder, run.job)
-    shutil.copyfile(work / loop.METRICS, folder / loop.METRICS)
-    rows, most = len(RowStore(work / "train")), workers if isinstance(workers, int) else workers[1]
+    storage.copy(work / loop.METRICS, folder / loop.METRICS)
+    most = workers if isinstance(workers, int) else workers[1]
     metrics = artifacts.read_jsonl(folder / loop.METRICS)
     started = round(metrics[0]["at"] - metrics[0]["seconds"] - began, 1)
-    counts = {"chats": rows, "workers": most, "start_seconds": max(0.0, started), **_counts(metrics)}
+    counts = {"chats": rows["train"], "workers": most, "start_seconds": max(0.0, started), **_counts(metrics)}
     model_card.write(run, counts)
     return counts
 
 
-def _train(job: Job, work: Path, workers: int | tuple[int, int]) -> None:
+def _train(job: Job, chats: Path, work: Path, workers: int | tuple[int, int]) -> None:
     """Run the worker group until each step is done; raises ``RunError`` when it fails again and again without a checkpoint in between."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -85,7 +80,7 @@ def _train(job: Job, work: Path, workers: int | tuple[int, int]) -> None:
         try:
             TorchTrainer(
                 _worker,
-                train_loop_config={"job": job.model_dump_json(), "work": str(work)},
+                train_loop_config={"job": job.model_dump_json(), "chats": str(chats), "work": str(work)},
                 torch_config=_process_group(workers, on_gpu, job),
                 scaling_config=ScalingConfig(
                     num_workers=workers,
@@ -188,8 +183,8 @@ def _worker(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         os.environ["DS_ACCELERATOR"] = "cpu"
-    job, work = Job.model_validate_json(config["job"]), Path(config["work"])
-    rows, validation = (RowStore(work / split) for split in _SPLITS)
+    job, chats, work = Job.model_validate_json(config["job"]), storage.at(config["chats"]), storage.at(config["work"])
+    rows, validation = (row_store.open_or_write(chats, split, storage.scratch(work) / split) for split in _SPLITS)
     tuning = loop.Tuning(models.local_folder(job.models.llm, "llm"), rows, validation, job.training, job.seed, work)
     loop.train(tuning, Worker(context.get_world_rank(), context.get_world_size()))
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from aloftrag import artifacts
+from aloftrag import artifacts, storage
 from aloftrag.job import Training
 from aloftrag.training import checkpoints, model, strategies
 from aloftrag.training.batches import Batch, Batching, batches, collate, share, steps_of_epoch
@@ -69,7 +69,7 @@ def train(tuning: Tuning, worker: Worker) -> None:
     newest = worker.of_first(checkpoints.newest(tuning.folder / CHECKPOINTS))
     step, lowest = _restored(newest)
     torch.manual_seed(tuning.seed)  # the adapter's first weights
-    strategy = strategies.start(tuning.model_folder, settings, worker, newest)
+    strategy = strategies.start(tuning.model_folder, settings, worker, storage.local(newest) if newest else None)
     steps = settings.epochs * math.ceil(len(tuning.rows) / settings.examples_per_step)
     validated = _validated_after(steps, settings.epochs) if len(tuning.validation) else set()
     metrics = _Metrics(tuning.folder / METRICS, worker, after_step=step)
@@ -89,6 +89,7 @@ def train(tuning: Tuning, worker: Worker) -> None:
         is_due = time.monotonic() - checkpointed > 60 * settings.checkpoint_minutes
         if step == steps or worker.of_first(is_due):  # one clock decides for all
             state = {"step": step, "lowest_validation_loss": lowest, "strategy": settings.strategy, "workers": worker.count}
+            metrics.upload()  # first: lines after the checkpoint that is gone on from are removed, missing ones would stay missing
             _save(strategy, tuning.folder / CHECKPOINTS, state, worker)
             checkpointed = time.monotonic()
 
@@ -240,14 +241,24 @@ class _Metrics:
 
     def __init__(self, path: Path, worker: Worker, after_step: int):
         self._path = path if worker.rank == 0 else None
+        self._not_uploaded: list[dict[str, Any]] = []
         if self._path:
             whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a line that was cut by a kill is none
             kept = [line for line in whole if json.loads(line)["step"] <= after_step]
-            unfinished = path.with_name(f".{path.name}")
-            unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            unfinished.replace(path)
+            storage.write(path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, line: dict[str, Any]) -> None:
-        if self._path:
+        if not self._path:
+            return
+        if storage.is_local(self._path):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        else:
+            self._not_uploaded.append(line)
+
+    def upload(self) -> None:
+        """In an object store lines cannot be appended: all are written again, with each checkpoint."""
+        if self._path and self._not_uploaded:
+            lines = "".join(f"{json.dumps(line)}\n" for line in self._not_uploaded)
+            storage.write(self._path, self._path.read_bytes() + lines.encode())
+            self._not_uploaded.clear()

@@ -1,8 +1,8 @@
 """An adapter merged into a copy of its base model: what a CPU serves, where LoRA requests are slow."""
 
-import shutil
 from pathlib import Path
 
+from aloftrag import storage
 from aloftrag.models import local_folder
 
 
@@ -12,12 +12,10 @@ def merge_adapter(model: str, adapter: Path, destination: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if destination.is_dir():
+    if storage.is_whole(destination):
         return
     folder = local_folder(model, "llm")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    unfinished = destination.with_name(f".{destination.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(unfinished, safe_serialization=True)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(unfinished)
-    unfinished.rename(destination)
+    with storage.published(destination) as unfinished:
+        PeftModel.from_pretrained(base, storage.local(adapter)).merge_and_unload().save_pretrained(unfinished, safe_serialization=True)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(unfinished)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aloftrag import artifacts, languages
+from aloftrag import artifacts, languages, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine.vllm import holding_rank
 from aloftrag.training.base_model import base_model
@@ -59,9 +59,7 @@ def write(run: Run, counts: dict[str, Any], scores: dict[str, Any] | None = None
     card, path = "\n".join(lines), adapter / CARD
     if path.is_file() and path.read_text(encoding="utf-8") == card:
         return
-    unfinished = path.with_name(f".{CARD}")
-    unfinished.write_text(card, encoding="utf-8")
-    unfinished.replace(path)
+    storage.write(path, card.encode())
 
 
 def _scores_line(scores: dict[str, Any] | None) -> str:

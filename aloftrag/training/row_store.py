@@ -6,9 +6,8 @@ A collection's chats are more tokens than each worker could hold; a step needs a
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from aloftrag import artifacts
+from aloftrag import artifacts, storage
 from aloftrag.training.rows import ANSWER, CITATION, TrainingRow
 
 
@@ -31,14 +30,26 @@ class RowStore:
         return TrainingRow(str(self._ids[number]), self._token_ids[tokens], self._targets[tokens])
 
 
+def open_or_write(chats: Path, split: str, folder: Path) -> RowStore:
+    """The rows of one split of the ``chats`` artifact, in a folder of this machine's; the first process there writes them."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with storage.published(folder) as unfinished:
+                write(chats, split, unfinished)
+    return RowStore(folder)
+
+
 def write(chats: Path, split: str, folder: Path) -> None:
     """Write the rows of one split of the ``chats`` artifact to ``folder``, a block at a time."""
-    unfinished = artifacts.fresh_folder(folder.with_name(f".{folder.name}"))
+    folder.mkdir(parents=True, exist_ok=True)
     ids: list[str] = []
     lengths, target_tokens = [np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]
-    with (unfinished / "token_ids.bin").open("wb") as token_file, (unfinished / "targets.bin").open("wb") as target_file:
+    with (folder / "token_ids.bin").open("wb") as token_file, (folder / "targets.bin").open("wb") as target_file:
         for path, group, _ in artifacts.row_groups(chats):
-            table = pq.ParquetFile(path).read_row_group(group, columns=["chat_id", "split", "token_ids", "targets"])
+            table = storage.parquet(path).read_row_group(group, columns=["chat_id", "split", "token_ids", "targets"])
             table = table.filter(np.array(table["split"].to_pylist()) == split)
             if not table.num_rows:
                 continue
@@ -51,11 +62,10 @@ def write(chats: Path, split: str, folder: Path) -> None:
             starts = np.cumsum(lengths[-1]) - lengths[-1]
             target_tokens.append(np.stack([np.add.reduceat(kinds == kind, starts, dtype=np.int64) for kind in (CITATION, ANSWER)], axis=1))
     order, all_lengths = np.argsort(np.array(ids, str)), np.concatenate(lengths)
-    np.save(unfinished / "chat_ids.npy", np.array(ids, str)[order])
-    np.save(unfinished / "lengths.npy", all_lengths[order])
-    np.save(unfinished / "starts.npy", (np.cumsum(all_lengths) - all_lengths)[order])
-    np.save(unfinished / "target_tokens.npy", np.concatenate(target_tokens)[order])
-    unfinished.rename(folder)
+    np.save(folder / "chat_ids.npy", np.array(ids, str)[order])
+    np.save(folder / "lengths.npy", all_lengths[order])
+    np.save(folder / "starts.npy", (np.cumsum(all_lengths) - all_lengths)[order])
+    np.save(folder / "target_tokens.npy", np.concatenate(target_tokens)[order])
 
 
 def _mapped(path: Path, kind: type) -> np.ndarray:

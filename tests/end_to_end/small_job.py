@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from aloftrag import artifacts
+from aloftrag import artifacts, storage
 
 TEXTS = 300  # two blocks
 
@@ -42,13 +42,13 @@ def sections(llm: Path) -> dict[str, Any]:
 
 def hold_trained(run: Path) -> None:
     """Every text, question and training step is there exactly once."""
-    texts = pl.read_parquet(run / "texts/*.parquet")["text_id"]
+    texts = storage.scan(run / "texts").collect()["text_id"]
     assert texts.n_unique() == len(texts) == TEXTS
-    annotations = pl.read_parquet(run / "annotations/*.parquet")
+    annotations = storage.scan(run / "annotations").collect()
     assert annotations["question_id"].n_unique() == annotations.height
     assert set(annotations["text_id"]) == set(texts)
     questions = annotations.filter(pl.col("question").is_not_null())["question_id"]
-    negatives = pl.read_parquet(run / "negatives/*.parquet")["question_id"]
+    negatives = storage.scan(run / "negatives").collect()["question_id"]
     assert sorted(negatives) == sorted(questions)
     steps = [line["step"] for line in artifacts.read_jsonl(run / "adapter" / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
@@ -59,7 +59,7 @@ def hold_whole(run: Path) -> None:
     """Every text, question, training step and answer is there exactly once, and nothing unfinished is left."""
     hold_trained(run)
     for variant in ("base", "adapter"):
-        answers = pl.read_parquet(run / "answers" / variant / "*.parquet")
+        answers = storage.scan(run / "answers" / variant).collect()
         assert answers["question_id"].n_unique() == answers.height == 8
     scores = json.loads((run / "scores.json").read_text())
     assert scores["verdict"] in ("ship", "hold")

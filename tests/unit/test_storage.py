@@ -1,0 +1,107 @@
+"""Files and folders in an object store behave as those of a file system do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from aloftrag import artifacts, claims, storage
+from aloftrag.errors import RunError
+from tests.object_store import BUCKET, in_this_process, s3_server
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Path]:
+    with s3_server() as (environ, _), in_this_process(environ):
+        yield storage.at(f"s3://{BUCKET}")
+
+
+@pytest.fixture(params=["file system", "object store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: Path) -> Path:
+    """An empty folder in either."""
+    return tmp_path if request.param == "file system" else bucket / tmp_path.name / request.node.name.replace("[", "-").replace("]", "")
+
+
+def test_json_is_written_replaced_and_read(folder: Path) -> None:
+    for value in ({"a": 1}, {"b": "ü"}):
+        artifacts.write_json(folder / "x" / "y.json", value)
+        assert artifacts.read_json(folder / "x" / "y.json") == value
+    assert [path.name for path in (folder / "x").iterdir()] == ["y.json"]
+
+
+def test_tables_are_written_scanned_and_cut_into_row_groups(folder: Path) -> None:
+    for name in ("a", "b"):
+        artifacts.write_table(pa.table({"id": [f"{name}{n}" for n in range(600)]}), folder / "t" / f"{name}.parquet")
+    assert artifacts.count_rows(folder / "t") == 1200
+    assert storage.scan(folder / "t").collect()["id"].n_unique() == 1200
+    groups = artifacts.row_groups(folder / "t")
+    assert [rows for *_, rows in groups] == [256, 256, 88] * 2
+    path, group, _ = groups[-1]
+    assert storage.parquet(path).read_row_group(group)["id"][-1].as_py() == "b599"
+    found = storage.dataset(artifacts.parquet_files(folder / "t"), pa.schema({"id": pa.string()}))
+    assert found.to_table(filter=pa.compute.field("id") == "a7").num_rows == 1
+
+
+def test_a_folder_is_removed_with_all_that_is_in_it_and_nothing_else(folder: Path) -> None:
+    for name in ("a/1", "a/b/2", "ab/3"):
+        storage.write(folder / name, b"x")
+    storage.remove(folder / "a")
+    storage.remove(folder / "never there")
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["3"]
+    assert list(artifacts.fresh_folder(folder / "ab").glob("*")) == []
+
+
+def test_a_published_folder_is_whole_or_not_there(folder: Path) -> None:
+    with storage.published(folder / "made") as unfinished:
+        (unfinished / "sub").mkdir()
+        (unfinished / "sub" / "x.txt").write_text("x")
+        assert storage.is_local(unfinished)
+        assert not storage.is_whole(folder / "made")
+    assert storage.is_whole(folder / "made")
+    assert (storage.local(folder / "made") / "sub" / "x.txt").read_text() == "x"
+    with pytest.raises(ZeroDivisionError), storage.published(folder / "other") as unfinished:
+        (unfinished / "x.txt").write_text(str(1 / 0))
+    assert not storage.is_whole(folder / "other")
+
+
+def test_of_two_that_publish_the_same_folder_one_wins(folder: Path) -> None:
+    with storage.published(folder / "made") as first, storage.published(folder / "made") as second:
+        for unfinished in (first, second):
+            (unfinished / "x.txt").write_text("x")
+    assert storage.is_whole(folder / "made")
+    assert (folder / "made" / "x.txt").read_text() == "x"
+
+
+def test_a_local_copy_is_that_of_the_content_of_now(folder: Path) -> None:
+    for content in ("one", "another"):
+        storage.write(folder / "a" / "x.txt", content.encode())
+        assert (storage.local(folder / "a") / "x.txt").read_text() == content
+        assert storage.local(folder / "a" / "x.txt").read_text() == content
+
+
+def test_an_artifact_is_linked_without_its_manifest(folder: Path) -> None:
+    for name in ("x.parquet", "sub/y.parquet", artifacts.MANIFEST, ".hidden/z"):
+        storage.write(folder / "made" / name, b"x")
+    artifacts.link(folder / "made", folder / "other")
+    storage.remove(folder / "made")
+    assert sorted(path.name for path in (folder / "other").rglob("*") if path.is_file()) == ["x.parquet", "y.parquet"]
+
+
+def test_one_process_works_in_a_folder(folder: Path) -> None:
+    with claims.hold(folder / ".claims"):
+        with pytest.raises(RunError, match="another process"), claims.hold(folder / ".claims"):
+            pytest.fail("two work")
+        assert claims.working(folder / ".claims") == 1
+    with claims.hold(folder / ".claims"):
+        pass
+
+
+def test_addresses_with_wildcards_name_files(bucket: Path) -> None:
+    for name in ("docs/a.md", "docs/sub/b.md", "docs/c.txt"):
+        storage.write(bucket / name, b"x")
+    assert storage.matching(f"s3://{BUCKET}/docs/*.md") == [f"s3://{BUCKET}/docs/a.md"]
+    assert sorted(storage.matching(f"s3://{BUCKET}/docs/**/*.md")) == [f"s3://{BUCKET}/docs/a.md", f"s3://{BUCKET}/docs/sub/b.md"]
+    before = storage.version(bucket / "docs/a.md")
+    storage.write(bucket / "docs/a.md", b"y")
+    assert storage.version(bucket / "docs/a.md") != before
