@@ -131,7 +131,7 @@ def is_finished(artifact: Path, settings: dict[str, Any], step: str) -> bool:
         if _shown(made, key) != _shown(now, key)
     ]
     raise RunError(
-        f"{artifact} was made with other settings: {'; '.join(differences)}. "
+        f"{artifact} was made with other settings: {'; '.join(differences) or 'one that is kept secret was another'}. "
         f"Run again with --redo {step} to discard it and what was made from it, or give the job another name."
     )
 

@@ -1,10 +1,13 @@
 """Who works on a run, and whose turn it is: claims in a folder of the storage that all machines share.
 
-A claim is a file that its process writes again every ``BEAT_SECONDS``. One that was not written for ``STALE_SECONDS`` is that of a
-dead process; of one that ran on this machine that is known at once. Times are those that the storage gives the files, so the
-machines' clocks do not matter. There is no lock to be left behind, and nothing that a storage without renames or appends lacks.
+A claim is a file that its process writes again every ``BEAT_SECONDS``. One that another process sees unchanged for ``STALE_SECONDS``,
+by its own clock, is that of a dead process; of one that ran on the same machine that is known at once. There is no lock to be left
+behind, and nothing that a storage without renames or appends lacks.
 """
 
+import contextlib
+import errno
+import json
 import os
 import signal
 import socket
@@ -13,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,36 @@ from aloftrag import artifacts, progress
 from aloftrag.errors import RunError
 
 BEAT_SECONDS, STALE_SECONDS = 15, 90
-_LOOK_SECONDS = 1
+_LOOK_SECONDS, _LOOK_SECONDS_FOR_A_TURN = 1, 5
+_LOOKS = 2  # at a living claim before it is believed: of two that came at the same moment, one steps back
 _LOST = signal.SIGUSR2  # sent to this process itself; what runs in the background may ignore SIGINT
+_READS = 3  # of a file that is being replaced, on NFS
 
-Claim = dict[str, Any]
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim's file says, and when the storage says that it was written."""
+
+    about: dict[str, Any]  # empty where it cannot be read
+    written: float
+
+    @property
+    def is_working(self) -> bool:
+        """Whether its process works, and does not only wait; of one that cannot be read it is believed."""
+        return bool(self.about.get("is_working", True))
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether this machine can tell if its process lives."""
+        return self.about.get("machine") == _machine()
+
+    @property
+    def has_died(self) -> bool:
+        """Whether its process is known to be gone."""
+        return self.is_of_this_machine and self.about["process_started"] != _process_started(self.about["pid"])
+
+    def __str__(self) -> str:
+        return f"process {self.about['pid']} on {self.about['host']}" if self.about else "a process"
 
 
 @contextmanager
@@ -31,12 +61,12 @@ def hold(folder: Path, *, at_most: int = 1, order: str = "", wait: bool = False,
     """Be one of at most so many processes that work in ``folder``, while the body runs.
 
     Where there are as many already: ``wait`` for a turn, by ``order``; else ``RunError`` as soon as they are known to live. Also a
-    ``RunError``: that this process did not show itself for so long that another one took its place.
+    ``RunError``, but for a turn: that this process did not show itself for so long that another one took its place.
     """
-    claim = _Claim(folder, order)
+    claim = _Place(folder, order, is_turn=wait)
     with _interrupted_when_lost(), progress.repeatedly(claim.beat, BEAT_SECONDS):
         try:
-            claim.wait_for_place(at_most, wait, say)
+            claim.take(at_most, say)
             yield
         except KeyboardInterrupt:
             if claim.is_lost:
@@ -44,6 +74,13 @@ def hold(folder: Path, *, at_most: int = 1, order: str = "", wait: bool = False,
             raise
         finally:
             claim.give_back()
+
+
+def working(folder: Path) -> int:
+    """How many processes work in ``folder``, as far as is known without taking part."""
+    found = [claim for path in folder.glob("*.json") if (claim := _read(path))]
+    newest = max((claim.written for claim in found), default=0.0)
+    return sum(claim.is_working and not claim.has_died and newest - claim.written <= STALE_SECONDS for claim in found)
 
 
 @contextmanager
@@ -63,91 +100,123 @@ def _interrupted_when_lost() -> Iterator[None]:
         signal.signal(_LOST, before)
 
 
-class _Claim:
-    def __init__(self, folder: Path, order: str):
+class _Place:
+    """This process's claim, and what it has seen of the others'."""
+
+    def __init__(self, folder: Path, order: str, is_turn: bool):
         self._path = folder / f"{order}-{uuid.uuid4().hex}.json"
         self._holder = threading.get_ident()
-        self._turn = threading.RLock()  # of this thread and the one that beats
+        self._is_turn = is_turn
+        self._lock = threading.RLock()  # of this thread and the one that beats
         self._is_working = self._is_over = self.is_lost = False
+        self._first_seen: dict[str, float] = {}  # of each other claim: when it was written
+        self._unchanged_since: dict[str, tuple[float, float]] = {}  # and when it was written last, since when that is so
         self._write()
 
-    def wait_for_place(self, at_most: int, wait: bool, say: Callable[[str], None]) -> None:
-        """Return when fewer than ``at_most`` others are ahead; raises ``RunError`` when they live, unless it is to ``wait``."""
-        first_seen: dict[str, float] = {}
-        has_said = False
-        while ahead := self._ahead(at_most):
-            for name, (claim, written) in ahead.items():
-                lives = claim["machine"] == _machine() or first_seen.setdefault(name, written) != written
-                if lives and not wait:
-                    raise RunError(f"{self._path.parents[1]}: another process is working on this run: {_owner(ahead)}")
-            if not has_said:
-                say(f"waiting for a turn: {len(ahead)} others are ahead" if wait else f"waiting to see whether {_owner(ahead)} is alive")
-                has_said = True
-            time.sleep(_LOOK_SECONDS)
+    def take(self, at_most: int, say: Callable[[str], None]) -> None:
+        """Return when fewer than ``at_most`` others are ahead; where they live, ``RunError``, or for a turn a wait."""
+        looks = 0
+        while ahead := self._ahead_or_failure(at_most):
+            looks += 1
+            living = [claim for name, claim in ahead.items() if claim.is_of_this_machine or self._has_changed(name, claim)]
+            if not self._is_turn and living and looks >= _LOOKS:
+                raise RunError(f"{self._path.parents[1]}: another process is working on this run: {living[0]}")
+            if looks == 1 and self._is_turn:
+                say(f"waiting for a turn: {len(ahead)} others are ahead")
+            elif looks == _LOOKS and not self._is_turn:
+                say(f"waiting to see whether {next(iter(ahead.values()))} is alive")
+            time.sleep(_LOOK_SECONDS_FOR_A_TURN if self._is_turn else _LOOK_SECONDS)
 
-    def _ahead(self, at_most: int) -> dict[str, tuple[Claim, float]]:
+    def _ahead_or_failure(self, at_most: int) -> dict[str, Claim]:
+        try:
+            return self._ahead(at_most)
+        except OSError:
+            if not self._is_turn:
+                raise
+            return {"": Claim({}, 0.0)}  # who waits for hours outlives a storage that fails for a minute
+
+    def _ahead(self, at_most: int) -> dict[str, Claim]:
         """Those that keep this one from working; when there are none, it works."""
-        others = self._others()
-        ahead = {name: found for name, found in others.items() if found[0]["is_working"] or name < self._path.name}
+        ahead = {name: claim for name, claim in self._others().items() if claim.is_working or name < self._path.name}
         if len(ahead) >= at_most:
             return ahead
         self._is_working = True
         self._write()
-        working = {name: found for name, found in self._others().items() if found[0]["is_working"]}
-        if len(working) < at_most:
+        at_work = {name: claim for name, claim in self._others().items() if claim.is_working}
+        if len(at_work) < at_most:
             return {}
-        self._is_working = False  # two came at the same moment: this one steps back
+        self._is_working = False
         self._write()
-        return working
+        return at_work
 
-    def _others(self) -> dict[str, tuple[Claim, float]]:
-        """The claims of living processes but this one's, with the time of their last sign; those of dead ones are removed."""
-        self._write()
-        now = self._path.stat().st_mtime
-        others = {path.name: found for path in self._path.parent.glob("*.json") if path != self._path and (found := _read(path))}
-        living = {name: (claim, at) for name, (claim, at) in others.items() if now - at <= STALE_SECONDS and not _has_died(claim)}
-        for name in others.keys() - living.keys():
-            (self._path.parent / name).unlink(missing_ok=True)
+    def _others(self) -> dict[str, Claim]:
+        """The claims of living processes but this one's; those of dead ones are removed."""
+        living = {}
+        for path in self._path.parent.glob("*.json"):
+            if path == self._path or (claim := _read(path)) is None:
+                continue
+            if self._is_dead(path.name, claim):
+                if (now := _read(path)) is not None and now.written == claim.written:
+                    path.unlink(missing_ok=True)
+            else:
+                living[path.name] = claim
         return living
+
+    def _is_dead(self, name: str, claim: Claim) -> bool:
+        if claim.is_of_this_machine:
+            return claim.has_died
+        written, since = self._unchanged_since.get(name, (None, 0.0))
+        if written == claim.written:
+            return time.monotonic() - since > STALE_SECONDS
+        self._unchanged_since[name] = (claim.written, time.monotonic())
+        return False
+
+    def _has_changed(self, name: str, claim: Claim) -> bool:
+        """Whether a claim was written again since this process saw it first."""
+        first = self._first_seen.setdefault(name, claim.written)
+        return first != claim.written
 
     def beat(self) -> None:
         """Show that this process is alive; interrupt it when another one has found it dead."""
-        with self._turn:
-            if self._is_over:
+        with self._lock:
+            if self._is_over or self.is_lost:
                 return
-            if self._path.is_file():
+            if self._is_turn or self._path.is_file():
                 self._write()
-            elif not self.is_lost:
-                self.is_lost = True
-                if self._holder == threading.main_thread().ident:
-                    signal.pthread_kill(self._holder, _LOST)
+                return
+            self.is_lost = True
+            if self._holder == threading.main_thread().ident:
+                signal.pthread_kill(self._holder, _LOST)
 
     def give_back(self) -> None:
         """Work no more."""
-        with self._turn:
+        with self._lock, contextlib.suppress(OSError):  # what ended the work is what is told; others see that this process is gone
             self._is_over = True
             self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        with self._turn:
+        with self._lock:
             artifacts.write_json(self._path, {**_this_process(), "is_working": self._is_working})
 
 
-def working(folder: Path) -> int:
-    """How many processes work in ``folder``, as far as is known without taking part."""
-    found = [_read(path) for path in folder.glob("*.json")]
-    return sum(claim[0]["is_working"] and not _has_died(claim[0]) for claim in found if claim)
+def _read(path: Path) -> Claim | None:
+    """A claim; None when it was given back meanwhile."""
+    written = 0.0
+    for attempt in range(_READS):
+        try:
+            written = path.stat().st_mtime
+            return Claim(artifacts.read_json(path), written)
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:  # of a machine that lost its power
+            return Claim({}, written)
+        except OSError as error:
+            if error.errno != errno.ESTALE or attempt == _READS - 1:  # it was replaced while it was read
+                raise
+    raise AssertionError
 
 
-def _read(path: Path) -> tuple[Claim, float] | None:
-    """A claim and when it was written; None when it was given back meanwhile."""
-    try:
-        return artifacts.read_json(path), path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-
-
-def _this_process() -> Claim:
+def _this_process() -> dict[str, Any]:
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "process_started": _process_started(pid)}
 
@@ -163,12 +232,3 @@ def _process_started(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (FileNotFoundError, ProcessLookupError):
         return None
-
-
-def _has_died(claim: Claim) -> bool:
-    return claim["machine"] == _machine() and claim["process_started"] != _process_started(claim["pid"])
-
-
-def _owner(claims: dict[str, tuple[Claim, float]]) -> str:
-    claim, _ = next(iter(claims.values()))
-    return f"process {claim['pid']} on {claim['host']}"

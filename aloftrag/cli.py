@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aloftrag import redact, storage
+from aloftrag import redact
 from aloftrag.errors import RunError, UsageError, storage_failures_explained
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", choices=STEP_NAMES, metavar="STEP", help="do this one step")
     run.add_argument("--redo", choices=STEP_NAMES, metavar="STEP", help="discard this step and all after it first")
     run.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are (default: runs)")
-    run.add_argument("--parallel", type=int, metavar="N", help="wait for a turn while N other runs of this job are at work")
+    run.add_argument("--parallel", type=_positive, metavar="N", help="wait for a turn while N other runs of this job are at work")
 
     submit = command("submit", _submit, "submit one Ray job per language")
     job_file(submit)
     submit.add_argument("--address", required=True, metavar="URL", help="the Ray head's job server, http://HEAD:8265")
     submit.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are, as the cluster sees it")
-    submit.add_argument("--parallel", type=int, default=8, metavar="N", help="so many of them work at once, the rest wait (default: 8)")
+    submit.add_argument("--parallel", type=_positive, default=8, metavar="N", help="so many work at once, the rest wait (default: 8)")
     submit.add_argument("--follow", action="store_true", help="show how far the jobs are until all have ended; Ctrl-C only stops that")
     for name, function, about in (
         ("cancel", _cancel, "stop a submitted job"),
@@ -74,19 +74,32 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "what a run would cost, from a sample; runs nothing")
     job_file(plan)
-    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="of the cluster that it would run on (default: 1)")
+    plan.add_argument("--gpus", type=_positive, default=1, metavar="N", help="of the cluster that it would run on (default: 1)")
     plan.add_argument("--rates", type=Path, metavar="RUN", help="a finished run with the same models, for its rates; else they are assumed")
-    command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=storage.at)
+    command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=_run_folder)
     command("report", _report, "write the page of runs, and print a table over them").add_argument(
-        "run", metavar="RUN", type=storage.at, nargs="+"
+        "run", metavar="RUN", type=_run_folder, nargs="+"
     )
     ask = command("ask", _ask, "answer a question from a run's texts with its adapter")
-    ask.add_argument("run", metavar="RUN", type=storage.at)
+    ask.add_argument("run", metavar="RUN", type=_run_folder)
     ask.add_argument("question")
     check = command("judge-check", _judge_check, "how far a judge agrees with people")
     check.add_argument("file", metavar="FILE", help="a table of context, question, answer, reply, is_correct")
     check.add_argument("--judge", metavar="MODEL", help="as evaluation.judge (default: the default of models.llm)")
     return parser
+
+
+def _run_folder(name: str) -> Path:
+    from aloftrag import storage
+
+    return storage.at(name)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, but got {text}")
+    return number
 
 
 def _judge_check(options: argparse.Namespace) -> None:
@@ -121,7 +134,7 @@ def _run(options: argparse.Namespace) -> None:
         check(run.job)
     try:
         for run in runs:
-            with _turn(run, job.languages, options.parallel), storage_failures_explained():
+            with storage_failures_explained():
                 cluster.connect()
                 cluster.hold_fits(run.job)
                 pipeline.run_language(
@@ -131,6 +144,7 @@ def _run(options: argparse.Namespace) -> None:
                     say=_say,
                     tell_progress=_say_in_place if sys.stdout.isatty() else _say,
                     progress_seconds=5 if sys.stdout.isatty() else 60,
+                    turn=_turn(run, job.languages, options.parallel),
                 )
             if options.only is None:
                 _print_result(run.folder)
@@ -140,12 +154,12 @@ def _run(options: argparse.Namespace) -> None:
         cluster.disconnect()
 
 
-def _turn(run: "Run", languages: list[str], parallel: int | None) -> contextlib.AbstractContextManager[None]:
+def _turn(run: "Run", languages: list[str], parallel: int | None) -> contextlib.AbstractContextManager[None] | None:
     """With ``--parallel``, the time in which this run is one of so many of its job that work; turns go by the order of the languages."""
     from aloftrag import claims
 
     if parallel is None:
-        return contextlib.nullcontext()
+        return None
     order = f"{languages.index(run.job.language):05d}"
     return claims.hold(run.turns, at_most=parallel, order=order, wait=True, say=_say)
 
@@ -164,8 +178,10 @@ def _submit(options: argparse.Namespace) -> int:
     from aloftrag import submit
 
     job, languages = _job(options)
-    ids = submit.submit(job.model_copy(update={"languages": languages}), options.address, options.runs, options.parallel)
-    for language, submission_id in ids.items():
+    ids = {}
+    submitted = submit.submit(job.model_copy(update={"languages": languages}), options.address, options.runs, options.parallel)
+    for language, submission_id in submitted:
+        ids[language] = submission_id
         print(f"{language}\t{submission_id}", flush=True)
     if not options.follow:
         return 0
@@ -218,7 +234,7 @@ def _cancel(options: argparse.Namespace) -> None:
 def _logs(options: argparse.Namespace) -> None:
     from aloftrag import submit
 
-    print(submit.logs(options.address, options.id), end="")
+    print(redact.text(submit.logs(options.address, options.id)), end="")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -281,7 +297,7 @@ def _job(options: argparse.Namespace) -> tuple["Job", list[str]]:
 
 
 def _print_result(folder: Path) -> None:
-    from aloftrag import artifacts, report
+    from aloftrag import artifacts, report, storage
 
     scores = artifacts.read_json(folder / "scores.json")
     baselines = scores["baselines"]

@@ -10,7 +10,7 @@ from aloftrag.artifacts import Run
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
-_CPUS_FOR_TASKS = 2  # beside what actors hold, or rows are neither read nor written
+_CPUS_FOR_TASKS = 2  # actors with a model hold none, or those of several runs could leave none to read and write rows with
 
 
 def connect() -> None:
@@ -56,11 +56,6 @@ def gpus_for(run: Run) -> int:
     return min(share, run.job.resources.max_gpus or share)
 
 
-def cpus_of_an_actor() -> int:
-    """How many CPUs an actor with a model holds: none beside a GPU, for tasks must always find one; else it is what limits them."""
-    return 0 if gpus() else 1
-
-
 def hold_fits(job: Job) -> None:
     """Raises ``RunError`` when a job would wait for ever for what the cluster does not have."""
     import ray
@@ -69,13 +64,13 @@ def hold_fits(job: Job) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))
     workers = resources.training_workers
     fewest = 1 if workers == "auto" else workers if isinstance(workers, int) else workers[0]
+    if cpus < max(_CPUS_FOR_TASKS, 0 if sum(by_node) else fewest):
+        needed = max(_CPUS_FOR_TASKS, fewest)
+        raise RunError(f"resources: this job needs {needed} CPUs, and the cluster has {cpus}; submit it again if nodes are still joining")
+    if not sum(by_node):
+        return
     engines = 1 if resources.engine_replicas == "auto" else resources.engine_replicas
     embedders = 1 if resources.embedder_replicas == "auto" else resources.embedder_replicas
-    if not sum(by_node):
-        needed = max(engines, embedders, fewest) + _CPUS_FOR_TASKS
-        if needed > cpus:
-            raise RunError(f"resources: this job needs {needed} CPUs on a cluster without GPUs, and the cluster has {cpus}")
-        return
     room = sum(count // resources.tensor_parallel for count in by_node)
     for key, wanted, there, unit in (
         ("tensor_parallel", resources.tensor_parallel, max(by_node), "GPUs on one node"),

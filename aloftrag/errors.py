@@ -5,10 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # A disk or a storage that fails, and not a path that is wrong.
-_OF_STORAGE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO),
-}
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO}
 
 
 class UsageError(ValueError):
@@ -22,14 +19,19 @@ class RunError(RuntimeError):
 @contextmanager
 def storage_failures_explained() -> Iterator[None]:
     """Raises a failure of the storage, wherever on the cluster it was met, as a ``RunError`` of one line."""
-    from ray.exceptions import RayError
-
     try:
         yield
-    except (OSError, RayError) as error:
+    except (OSError, _ray_error()) as error:  # asked for when there is an error: Ray must not be imported before its settings are made
         if (failure := _storage_failure(error)) is None:
             raise
         raise RunError(f"the storage failed ({failure}); when that is mended, the same command goes on from here") from error
+
+
+def _ray_error() -> type[Exception]:
+    from ray.exceptions import RayError
+
+    found: type[Exception] = RayError
+    return found
 
 
 def _storage_failure(error: BaseException | None) -> OSError | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import polars as pl
 
 from aloftrag import artifacts, languages, models, seeds, storage
-from aloftrag.corpus import chunker, normalised, read_rows, text_id
-from aloftrag.errors import RunError
+from aloftrag.corpus import WHOLE_FILES, chunker, normalised, read_rows, text_id
+from aloftrag.errors import RunError, UsageError
+from aloftrag.evaluation.questions import gold_files, read_gold
 from aloftrag.job import Job
 from aloftrag.prompts import rag, rate_qa, rate_text, write_qa
 from aloftrag.prompts.chat import encode_content
@@ -32,6 +33,7 @@ _RATING_TOKENS, _QUESTION_TOKENS = 4, 60  # of a reply
 _QUESTION, _ANSWER = "Which station on the northern coast was the first to measure the wind?", "the one on the headland"
 _LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
 _ID_BYTES = 32
+_PROMPTS_OF_A_QUESTION = 3  # base: whether it keeps the form by itself, and its reply; adapter: its reply
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Rates:
     loading: float  # characters a second
     assembling: float  # chats a second
     start_up: dict[str, float]  # seconds of a step, whatever there is to do
-    kept: float  # share of the questions that selection keeps, for whatever
+    asked: float  # share of the texts that questions are asked for
+    written: float  # of the questions that are asked for, those that come
+    kept: float  # of those, what selection keeps, for whatever
 
 
 ASSUMED = Rates(
@@ -60,6 +64,8 @@ ASSUMED = Rates(
     loading=5e6,
     assembling=200,
     start_up={"annotate": 180, "mine_negatives": 120, "tune_adapter": 120, "answer_questions": 360},
+    asked=1.0,
+    written=1.0,
     kept=1.0,
 )
 
@@ -78,25 +84,31 @@ def measured(folder: Path) -> Rates:
             raise RunError(
                 f"--rates {folder}: {name} was made by a version that did not note {key}; run its step again, or name another run"
             )
-    annotators, answerers, embedders = counts["annotations"]["engines"], counts["answers"]["engines"], counts["negatives"]["embedders"]
-    adapter = counts["adapter"]
+    annotated, adapter, selected = counts["annotations"], counts["adapter"], counts["chats"]
+    annotators, answerers, embedders = annotated["engines"], counts["answers"]["engines"], counts["negatives"]["embedders"]
+    if not (annotators["tokens"] and answerers["tokens"] and annotated["questions"]):
+        raise RunError(f"--rates {folder}: its engines counted no tokens; expected a run whose engines were its own")
     training_seconds = adapter["tokens"] / adapter["tokens_per_second"]
+    # A text that nothing is asked about, such as one that is rated too low, has a row of its own.
+    asked_for = selected["questions"] - (annotated["texts"] - annotated["texts_with_questions"])
     return Rates(
         source=f"measured in {folder}",
-        annotating=annotators["tokens"] / annotators["seconds"],
-        answering=answerers["tokens"] / answerers["seconds"],
-        embedding=embedders["characters"] / embedders["seconds"],
+        annotating=annotators["tokens"] / max(0.1, annotators["seconds"]),
+        answering=answerers["tokens"] / max(0.1, answerers["seconds"]),
+        embedding=embedders["characters"] / max(0.1, embedders["seconds"]),
         training=adapter["tokens_per_second"] / adapter["workers"],
         searching=ASSUMED.searching,
-        loading=counts["texts"]["characters"] / seconds["load_texts"],
-        assembling=max(1, counts["chats"]["chats"]) / seconds["assemble_chats"],
+        loading=counts["texts"]["characters"] / max(0.1, seconds["load_texts"]),
+        assembling=selected["chats"] / max(0.1, seconds["assemble_chats"]),
         start_up={
             "annotate": _rest(seconds["annotate"], annotators["seconds"] / annotators["count"]),
             "mine_negatives": _rest(seconds["mine_negatives"], embedders["seconds"] / embedders["count"]),
             "tune_adapter": _rest(seconds["tune_adapter"], training_seconds),
             "answer_questions": _rest(seconds["answer_questions"], answerers["seconds"] / answerers["count"]),
         },
-        kept=sum(counts["chats"]["kept"].values()) / max(1, counts["annotations"]["questions"]),
+        asked=annotated["texts_with_questions"] / annotated["texts"],
+        written=min(1.0, annotated["questions"] / max(1, asked_for)),
+        kept=sum(selected["kept"].values()) / annotated["questions"],
     )
 
 
@@ -130,7 +142,8 @@ class _Tokens:
     """Means over the sample, in the model's tokens."""
 
     text: float
-    annotating: float  # all prompts and replies about one text
+    rating: float  # the prompt and the reply that rate one text
+    writing: float  # all prompts and replies that write its questions, and rate those
     questions: float  # that are asked for, of one text
     chat: float  # one chat of training, without its questions
     answering: float  # one question of the evaluation, asked of one model
@@ -140,10 +153,10 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
     """Rows, tokens, hours on so many GPUs, and disk of each step of a job for one language."""
     sample = sample or sample_of(job)
     tokens = _tokens(job, sample.texts)
-    texts, questions = sample.rows, round(sample.rows * tokens.questions)
+    texts, questions = sample.rows, round(sample.rows * tokens.questions * rates.asked * rates.written)
     kept = round(questions * rates.kept * (1 - job.training.validation) * (1.0 if job.evaluation.gold else 1 - job.evaluation.held_out))
     chats, turns = _chats(job, sample, tokens.questions, kept)
-    asked = job.evaluation.max_questions or round(questions * job.evaluation.held_out)
+    asked = _asked(job, questions * rates.kept)
     kind = _index_kind(job, texts, questions)
     embedded = sample.characters + questions * len(_QUESTION)
     engines = max(1, _most(job, gpus) // job.resources.tensor_parallel)
@@ -159,10 +172,11 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
     load = step("load_texts", texts, sample.characters, rates.loading, 1, text_mb)
     chat = tokens.chat + turns * _QUESTION_TOKENS
     chat_tokens = chats * job.training.epochs * chat
+    disk_of_questions = asked * tokens.answering * 5 / 1e6
     assemble = step("assemble_chats", chats, chats, rates.assembling, 1, chats * chat * 12 / 1e6)
     return [
         StepPlan(load.step, texts, round(texts * tokens.text), load.hours, 0.0, text_mb),
-        step("annotate", questions, texts * tokens.annotating, rates.annotating, engines, questions * 1e-3),
+        step("annotate", questions, texts * (tokens.rating + rates.asked * tokens.writing), rates.annotating, engines, questions * 1e-3),
         step(
             "mine_negatives",
             questions,
@@ -174,8 +188,17 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
         ),
         StepPlan(assemble.step, chats, round(chats * chat), assemble.hours, 0.0, assemble.disk_mb),
         step("tune_adapter", chats * job.training.epochs, chat_tokens, rates.training, workers, 500.0),
-        step("answer_questions", 2 * asked, 2 * asked * tokens.answering, rates.answering, engines, asked * tokens.answering * 5 / 1e6),
+        step("answer_questions", 2 * asked, _PROMPTS_OF_A_QUESTION * asked * tokens.answering, rates.answering, engines, disk_of_questions),
     ]
+
+
+def _asked(job: Job, kept: float) -> int:
+    """How many questions the evaluation asks."""
+    if job.evaluation.gold:
+        there: float = sum(len(read_gold(file)) for file in gold_files(job))
+    else:
+        there = kept * job.evaluation.held_out
+    return round(min(there, job.evaluation.max_questions or there))
 
 
 def _chats(job: Job, sample: Sample, questions: float, kept: int) -> tuple[int, float]:
@@ -226,18 +249,19 @@ def _tokens(job: Job, texts: Sequence[str]) -> _Tokens:
     examples = worked_examples(job.language, job.annotation.worked_examples)
     layout: Layout = "instructions-first" if job.annotation.layout == "auto" else job.annotation.layout
     written = QuestionAnswer(_QUESTION, _ANSWER)
-    annotating = questions = 0
+    rating = writing = questions = 0
     for text in shown:
-        annotating += len(rate_text.prompt(text, language, examples, layout).token_ids(tokenizer)) + _RATING_TOKENS
+        rating += len(rate_text.prompt(text, language, examples, layout).token_ids(tokenizer)) + _RATING_TOKENS
         several = job.annotation.questions_per_text > 1
         parts: list[str | None] = [*write_qa.parts(text, job.annotation.questions_per_text)] if several else [None]
+        parts = parts or [None]
         questions += len(parts)
-        for part in parts or [None]:
+        for part in parts:
             prompt = write_qa.prompt(text, part, job.language, language, examples, layout)
-            annotating += len(prompt.token_ids(tokenizer)) + _QUESTION_TOKENS
+            writing += len(prompt.token_ids(tokenizer)) + _QUESTION_TOKENS
             if job.annotation.rate_qa:
                 for rate in (rate_qa.question_prompt, rate_qa.answer_prompt):
-                    annotating += len(rate(text, written, language, layout).token_ids(tokenizer)) + _RATING_TOKENS
+                    writing += len(rate(text, written, language, layout).token_ids(tokenizer)) + _RATING_TOKENS
     each = sum(len(encode_content(tokenizer, text)) for text in shown) / len(shown)
     around = len(encode_content(tokenizer, "".join(turn["content"] for turn in rag.first_turns([], _QUESTION, language)))) + 16
     heading = 8  # of a context
@@ -245,7 +269,8 @@ def _tokens(job: Job, texts: Sequence[str]) -> _Tokens:
     longest = models.longest_prompt(job.models.llm, job.training.max_tokens)
     return _Tokens(
         text=each,
-        annotating=annotating / len(shown),
+        rating=rating / len(shown),
+        writing=writing / len(shown),
         questions=questions / len(shown),
         chat=min(longest, (fewest + most) / 2 * (each + heading) + around),
         answering=min(longest, most * (each + heading) + around + _QUESTION_TOKENS),
@@ -295,20 +320,35 @@ def table(steps: Sequence[StepPlan], rates: Rates, gpus: int) -> Iterator[str]:
 
 
 def sample_of(job: Job) -> Sample:
-    """Texts from the beginning of files spread over the corpus."""
+    """Texts from the beginning of files spread over the corpus; raises ``UsageError`` when they hold none."""
     files = corpus_files(job.corpus)
     folder = str(models.local_folder(job.models.llm, "llm"))
     cut = chunker(folder if job.corpus.chunk_tokens else None, job.corpus.chunk_tokens)
-    step = max(1, len(files) // SAMPLE_TEXTS)
+    sampled = files[:: max(1, len(files) // SAMPLE_TEXTS)]
+    each = -(-SAMPLE_TEXTS // len(sampled))
     texts: list[str] = []
-    read_bytes = 0
-    for file in files[::step]:
-        size = storage.at(file).stat().st_size
-        rows = list(itertools.islice(read_rows(file, job.corpus.text_column), SAMPLE_TEXTS + 1))
-        read_bytes += size if len(rows) <= SAMPLE_TEXTS else min(size, sum(len((row or "").encode()) for row in rows))
-        texts += [chunk for row in rows if row for chunk in cut(normalised(row)) if chunk]
-        if len(texts) >= SAMPLE_TEXTS:
-            break
-    times = sum(storage.at(file).stat().st_size for file in files) / max(1, read_bytes)
+    rows = 0.0  # of the sampled files
+    read = 0
+    for file in sampled:
+        raw = list(itertools.islice(read_rows(file, job.corpus.text_column), each))
+        texts += [chunk for row in raw if row for chunk in cut(normalised(row)) if chunk]
+        read += len(raw)
+        rows += _rows_of(file, len(raw), each)
     distinct = list({text_id(text): text for text in texts}.values())
+    if not distinct:
+        raise UsageError(f"corpus.paths: the first rows of {len(sampled)} files hold no text")
+    sizes = {file: storage.at(file).stat().st_size for file in files}
+    times = rows / max(1, read) * sum(sizes.values()) / max(1, sum(sizes[file] for file in sampled))
     return Sample(distinct, round(len(distinct) * times), sum(map(len, distinct)) * times)
+
+
+def _rows_of(file: str, read: int, wanted: int) -> float:
+    """About how many rows a file has, of which the first ``wanted`` were ``read``."""
+    path = storage.at(file)
+    if path.suffix.lower() == ".parquet":
+        return artifacts.rows_of(path)
+    if read < wanted or path.suffix.lower() in WHOLE_FILES:
+        return read
+    with path.open("rb") as lines:
+        sizes = [len(line) for line in itertools.islice(lines, wanted)]
+    return path.stat().st_size * len(sizes) / sum(sizes)

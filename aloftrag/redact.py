@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 HIDDEN = "***"
-_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
+_IN_ADDRESS = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
 _IN_QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:key|token|secret|password|signature|credential)|sig)=)[^&\s'\"]+")
 _NAMES = re.compile(r"(?i)(?:api_?key|access_?key|token|secret|password|credentials?)$")  # of settings and environment variables
 _SHORTEST = 8  # characters of an environment variable's value that is looked for; less would hide words

@@ -32,23 +32,22 @@ JOB_FILE = "job.yaml"
 Tell = Callable[[str, str, str], None]
 
 
-def submit(job: Job, address: str, runs: str, parallel: int) -> dict[str, str]:
-    """Submit one Ray job per language, the largest first; returns the submission id of each.
+def submit(job: Job, address: str, runs: str, parallel: int) -> Iterator[tuple[str, str]]:
+    """Submit one Ray job per language, the largest first; yields each language with its submission id.
 
     At most ``parallel`` of them work at once. Paths are made absolute: the cluster's machines must see them at the same place.
     """
     client = _client(address)
     job = with_absolute_paths(job)
     job = job.model_copy(update={"languages": largest_first(job)})
-    ids = {}
     with tempfile.TemporaryDirectory() as folder, _explained(address):
         (Path(folder) / JOB_FILE).write_text(yaml.safe_dump(job.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
         for language in job.languages:
-            arguments = ["--language", language, "--runs", os.path.abspath(runs), "--parallel", str(parallel)]
+            arguments = ["--language", language, "--runs", _absolute(runs), "--parallel", str(parallel)]
             command = shlex.join(["-m", "aloftrag.cli", "run", JOB_FILE, *arguments])
-            ids[language] = client.submit_job(
+            submission_id = client.submit_job(
                 # This machine's Python where the head has it too (one image, one shared folder), else the head's own.
-                entrypoint=f"PYTHON={shlex.quote(sys.executable)}; [ -x $PYTHON ] || PYTHON=python; exec $PYTHON {command}",
+                entrypoint=f'PYTHON={shlex.quote(sys.executable)}; "$PYTHON" -c "import ray" || PYTHON=python; exec "$PYTHON" {command}',
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(Path(aloftrag.__file__).parent)],
@@ -56,24 +55,25 @@ def submit(job: Job, address: str, runs: str, parallel: int) -> dict[str, str]:
                 },
                 metadata={"job": job.name, "language": language},
             )
-    return ids
+            yield language, submission_id
 
 
 def with_absolute_paths(job: Job) -> Job:
     """The job with its relative paths made absolute; what has a scheme, and a model that is no path here, stays."""
 
-    def absolute(path: str) -> str:
-        return path if "://" in path else os.path.abspath(path)
-
     def model(name: str) -> str:
-        return absolute(name) if Path(name).exists() else name
+        return _absolute(name) if Path(name).exists() else name
 
     data = job.model_dump(exclude_unset=True)
-    data["corpus"]["paths"] = [absolute(path) for path in job.corpus.paths]
+    data["corpus"]["paths"] = [_absolute(path) for path in job.corpus.paths]
     data["models"] = {**data.get("models", {}), "llm": model(job.models.llm), "embedder": model(job.models.embedder)}
-    gold, judge = [absolute(path) for path in job.evaluation.gold_paths] or None, job.evaluation.judge
+    gold, judge = [_absolute(path) for path in job.evaluation.gold_paths] or None, job.evaluation.judge
     data["evaluation"] = {**data.get("evaluation", {}), "gold": gold, "judge": model(judge) if judge else None}
     return Job.model_validate(data)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def largest_first(job: Job) -> list[str]:
@@ -93,27 +93,33 @@ def follow(address: str, ids: dict[str, str], tell: Tell) -> dict[str, str]:
 
 
 async def _follow(client: "JobSubmissionClient", ids: dict[str, str], tell: Tell) -> dict[str, str]:
+    from aiohttp import ClientError
+
     async def watch(language: str, submission_id: str) -> str:
-        seen = ""
-        printing: asyncio.Task[None] | None = None
+        seen, lines = "", 0
         while True:
             status = await asyncio.to_thread(client.get_job_status, submission_id)
-            if status.value != seen:
-                seen = status.value
-                tell(language, seen, "")
+            if status.value != seen and not status.is_terminal():
+                tell(language, status.value, "")
+            seen = status.value
+            lines = await read_lines(language, submission_id, lines) if seen != "PENDING" else 0
             if status.is_terminal():
-                break
-            if printing is None and seen == "RUNNING":
-                printing = asyncio.create_task(read_lines(language, submission_id))
+                if seen != "SUCCEEDED" and not lines:  # it did not even begin
+                    tell(language, seen, (await asyncio.to_thread(client.get_job_info, submission_id)).message or "")
+                tell(language, seen, "")
+                return seen
             await asyncio.sleep(_LOOK_SECONDS)
-        if printing is not None:
-            await printing  # it ends with the job
-        return seen
 
-    async def read_lines(language: str, submission_id: str) -> None:
-        async for lines in client.tail_job_logs(submission_id):
-            for line in filter(str.strip, lines.splitlines()):
-                tell(language, "RUNNING", line)
+    async def read_lines(language: str, submission_id: str, known: int) -> int:
+        """Tell what is printed beyond the ``known`` lines, until the job ends or the connection does; returns how many there are now."""
+        number = 0
+        with contextlib.suppress(RuntimeError, ClientError):  # an idle connection may be closed: the next look opens another
+            async for part in client.tail_job_logs(submission_id):
+                for line in filter(str.strip, part.splitlines()):
+                    number += 1
+                    if number > known:
+                        tell(language, "RUNNING", line)
+        return max(number, known)
 
     ended = await asyncio.gather(*(watch(language, submission_id) for language, submission_id in ids.items()))
     return dict(zip(ids, ended, strict=True))
@@ -146,7 +152,7 @@ def _client(address: str) -> "JobSubmissionClient":
     except AuthenticationError as error:
         wanted = "another token" if _has_token() else "a token"
         raise RunError(f"--address {address}: the cluster wants {wanted}; put it in RAY_AUTH_TOKEN or ~/.ray/auth_token") from error
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:  # nobody, or a server of something else
         raise RunError(f"--address {address}: no Ray job server answers there; expected the head's dashboard, http://HEAD:8265") from error
 
 
@@ -154,11 +160,11 @@ def _client(address: str) -> "JobSubmissionClient":
 def _explained(address: str) -> Iterator[None]:
     """What the job server refuses, and that it answers no more, as a ``RunError`` of one line."""
     from aiohttp import ClientError
-    from requests import ConnectionError as NoConnection
+    from requests import RequestException
 
     try:
         yield
-    except (NoConnection, ClientError) as error:
+    except (RequestException, ClientError) as error:
         raise RunError(f"--address {address}: the job server answers no more; submitted jobs go on without it") from error
     except RuntimeError as error:  # Ray's client has no other class for what the server says
         if "Request failed with status code" not in str(error):

@@ -37,6 +37,7 @@ Row = dict[str, Any]
 
 _SEQUENCES = 256  # that an engine probably answers side by side, where the job does not say
 _STOPPED = "stopped.txt"  # why an actor could not go on
+_COUNT = "count.txt"  # how many actors there were, at last
 _LOOK_SECONDS = 5  # how often a wait for answers looks whether any came, and whether the engine lives
 MOST_DEATHS = 16  # of engines that answered nothing: to find one row in a block of 256 takes 10
 _DEAD = 1  # the exit code of an actor whose engine died: Ray starts it again and gives it its blocks again
@@ -231,6 +232,8 @@ def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run:
 
     # While the last rows of a block are answered, the next have begun.
     job = run.job
+    size = 1 if isinstance(start_engine, StartServerEngine | StartChatServerEngine) else replicas(run)
+    storage.write(use / _COUNT, str(size).encode())
     blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
     on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)
     return dataset.map_batches(
@@ -238,11 +241,9 @@ def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run:
         fn_constructor_args=(start_engine, question, logs, use, job.engine.stall_minutes),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            size=1 if on_server else replicas(run), max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks
-        ),
+        compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks),
         udf_modifying_row_count=False,
-        num_cpus=cluster.cpus_of_an_actor(),
+        num_cpus=0,
         num_gpus=job.resources.tensor_parallel if cluster.gpus() and not on_server else 0,
     )
 
@@ -260,7 +261,7 @@ def _explained(reason: Path) -> Iterator[None]:
         raise RunError(reason.read_text(encoding="utf-8")) from error
 
 
-def engine_use(run: Run, *answers: Path) -> dict[str, Any]:
+def engine_use(*answers: Path) -> dict[str, Any]:
     """Of the engines that wrote these answers: how many ran side by side, for how long together, how full (0 to 1), and their tokens.
 
     Over all starts of the step, up to the last block that each finished. Tokens of prompts count whether they were computed or cached.
@@ -268,7 +269,7 @@ def engine_use(run: Run, *answers: Path) -> dict[str, Any]:
     found = [artifacts.read_json(path) for folder in answers for path in _beside(folder, "use").glob("*.json")]
     total = {name: sum(engine[name] for engine in found) for name in ("seconds", "busy_seconds", "tokens", "start_seconds")}
     return {
-        "count": replicas(run),
+        "count": max(int((_beside(folder, "use") / _COUNT).read_text()) for folder in answers),
         "start_seconds": round(total["start_seconds"], 1),
         "seconds": round(total["seconds"], 1),
         "busy": round(total["busy_seconds"] / total["seconds"], 3) if total["seconds"] else None,

@@ -25,7 +25,7 @@ def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], run: Run) 
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=embedders(run)),
-        num_cpus=cluster.cpus_of_an_actor(),
+        num_cpus=0,
         num_gpus=1 if cluster.gpus() else 0,
     )
 

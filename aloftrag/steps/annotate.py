@@ -80,7 +80,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     artifacts.hold_schema(folder, schemas.ANNOTATIONS)
     counts = _counts(folder)
     _hold_budget(folder, counts, run.job.annotation.max_failed)
-    return {**counts, "engines": pool.engine_use(run, annotated)}
+    return {**counts, "engines": pool.engine_use(annotated)}
 
 
 async def annotate_text(engine: Engine, row: Row, job: Job) -> Row:

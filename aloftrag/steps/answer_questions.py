@@ -79,7 +79,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         )
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
     unanswered = base[scored].null_count + adapter[scored].null_count
-    engines = pool.engine_use(run, *(_replies(work, variant) for variant in ("base", "adapter")))
+    engines = pool.engine_use(*(_replies(work, variant) for variant in ("base", "adapter")))
     return {**counts, "unanswered": unanswered, "constrained": is_constrained, "base_format_ok_free": free_form, "engines": engines}
 
 

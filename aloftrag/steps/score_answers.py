@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from aloftrag import artifacts, storage
+from aloftrag import artifacts, redact, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import StartEngine
 from aloftrag.evaluation import judge, metrics
@@ -142,7 +142,7 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
         "difference": {name: _difference(rows, name, run.job.seed) for name in _DIFFERENCES},
     }
     if run.job.evaluation.judge:
-        scores["judge"] = run.job.evaluation.judge
+        scores["judge"] = redact.text(run.job.evaluation.judge)
         scores["difference"]["answer_accuracy"] = _difference(rows, "answer_accuracy", run.job.seed)
     if counts["constrained"]:
         free = [

@@ -50,7 +50,11 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         raise RunError(
             f"tune_adapter: training.validation = {run.job.training.validation} keeps no chat to tell the best adapter by; set it higher"
         )
-    workers = worker_count(run.job, cluster.gpus_for(run), _free_for)
+    # What DeepSpeed parts among its workers may not fit on a share, and cannot go on with another number of them.
+    gpus = (
+        cluster.gpus_for(run) if run.job.training.strategy == "ddp" else min(cluster.gpus(), run.job.resources.max_gpus or cluster.gpus())
+    )
+    workers = worker_count(run.job, gpus, _free_for)
     _hold_workers(run.job, workers, loop.last_state(work))
     began = time.time()
     _train(run.job, chats, work, workers)

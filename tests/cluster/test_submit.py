@@ -45,6 +45,9 @@ def test_each_language_is_a_job_whose_end_and_output_can_be_seen(job_file: Any, 
     code, logs = command(["logs", ids["de"], "--address", head.address])
     assert code == 0
     assert "at least 2 different texts are needed" in logs
+    kept = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if TOKEN["RAY_AUTH_TOKEN"].encode() in path.read_bytes()]
 
 
 def test_a_job_can_be_cancelled_and_one_that_does_not_exist_is_one_line(job_file: Any, tmp_path: Path, head: Nodes) -> None:
@@ -53,6 +56,8 @@ def test_a_job_can_be_cancelled_and_one_that_does_not_exist_is_one_line(job_file
     assert code == 0
     (_, submission_id) = output.strip().split("\t")
     assert command(["cancel", submission_id, "--address", head.address])[0] == 0
+    code, output = command(["cancel", submission_id, "--address", head.address])  # nothing to stop any more
+    assert code == 0
     for name in ("cancel", "logs"):
         code, output = command([name, "raysubmit_none", "--address", head.address])
         assert code == 1
@@ -70,7 +75,10 @@ def test_a_token_that_is_missing_or_wrong_is_one_line(job_file: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("scheme", ["http://", "ray://", ""])
-def test_an_address_where_nobody_answers_is_exit_code_1(job_file: Any, capsys: pytest.CaptureFixture[str], scheme: str) -> None:
+def test_an_address_where_nobody_answers_is_exit_code_1(
+    job_file: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else this process keeps what submit sets
     address = f"{scheme}127.0.0.1:{free_port()}"
     assert cli.main(["submit", str(job_file()), "--address", address]) == 1
     assert f"--address {address}: " in capsys.readouterr().err

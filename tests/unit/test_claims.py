@@ -21,6 +21,7 @@ ELSEWHERE = {"host": "other", "pid": 1, "machine": ["another boot", "pid:[1]"], 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(claims, "_LOOK_SECONDS_FOR_A_TURN", 0.02)
     monkeypatch.setattr(claims, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(claims, "STALE_SECONDS", 2.0)
 
@@ -44,19 +45,68 @@ def test_one_works_and_the_next_one_is_refused_until_it_has_ended(tmp_path: Path
         pass
 
 
-def test_a_claim_that_was_not_renewed_for_long_is_nobodys(tmp_path: Path) -> None:
-    write(tmp_path / "-dead.json", ELSEWHERE, seconds_ago=3)
-    with claims.hold(tmp_path):
-        assert not (tmp_path / "-dead.json").exists()
-
-
-def test_a_silent_claim_is_waited_for_until_it_is_stale(tmp_path: Path) -> None:
-    write(tmp_path / "-silent.json", ELSEWHERE)
+@pytest.mark.parametrize("content", [json.dumps(ELSEWHERE), ""], ids=["silent", "of a machine that lost its power"])
+def test_a_claim_that_is_never_renewed_is_waited_for_and_then_nobodys(tmp_path: Path, content: str) -> None:
+    (tmp_path / "-silent.json").write_text(content)
     said: list[str] = []
     began = time.monotonic()
     with claims.hold(tmp_path, say=said.append):
-        assert time.monotonic() - began > 1
-    assert said == ["waiting to see whether process 1 on other is alive"]
+        assert time.monotonic() - began > 2
+        assert not (tmp_path / "-silent.json").exists()
+    assert said == [f"waiting to see whether {'process 1 on other' if content else 'a process'} is alive"]
+
+
+def test_however_long_a_process_of_this_machine_did_not_show_itself_it_lives(tmp_path: Path) -> None:
+    with claims.hold(tmp_path / "run" / ".claims"):
+        (claim,) = (tmp_path / "run" / ".claims").glob("*.json")
+        write(claim, json.loads(claim.read_text()), seconds_ago=1000)
+        with pytest.raises(RunError, match="another process"), claims.hold(tmp_path / "run" / ".claims"):
+            pytest.fail("two work")
+
+
+def test_a_claim_that_is_older_than_the_others_does_not_count_as_working(tmp_path: Path) -> None:
+    with claims.hold(tmp_path):
+        write(tmp_path / "-ghost.json", ELSEWHERE, seconds_ago=1000)
+        assert claims.working(tmp_path) == 1
+
+
+def test_two_that_come_at_the_same_moment_are_not_both_refused(tmp_path: Path) -> None:
+    for attempt in range(20):
+        worked, refused = [], []
+        ready = threading.Barrier(2)
+
+        def work(number: int, folder: Path, worked: list[int], refused: list[int], ready: threading.Barrier) -> None:
+            ready.wait()
+            try:
+                with claims.hold(folder):
+                    worked.append(number)
+                    time.sleep(0.2)
+            except RunError:
+                refused.append(number)
+
+        for thread in [threading.Thread(target=work, args=(n, tmp_path / str(attempt), worked, refused, ready)) for n in range(2)]:
+            thread.start()
+        while len(worked) + len(refused) < 2:
+            time.sleep(0.01)
+        assert len(worked) == 1, attempt
+
+
+def test_who_waits_for_a_turn_outlives_a_storage_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, failed = claims._read, []
+
+    def fails(path: Path) -> object:
+        if len(failed) < 5:
+            failed.append(path)
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(claims, "_read", fails)
+    write(tmp_path / "-other.json", ELSEWHERE)
+    with claims.hold(tmp_path, at_most=2, wait=True, say=lambda line: None):
+        assert len(failed) == 5
+    failed.clear()
+    with pytest.raises(OSError, match="Input/output"), claims.hold(tmp_path):
+        pytest.fail("it works beside others")
 
 
 def test_a_claim_that_is_renewed_meanwhile_is_left_alone(tmp_path: Path) -> None:

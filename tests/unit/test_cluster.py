@@ -60,11 +60,13 @@ def test_what_can_never_fit_is_said_with_what_there_is(has: Any, resources: dict
     assert str(error.value) == said
 
 
-def test_without_gpus_tasks_need_cpus_beside_the_engine(has: Any) -> None:
-    has(cpus=3)
-    cluster.hold_fits(job())
-    with pytest.raises(RunError, match="needs 4 CPUs on a cluster without GPUs, and the cluster has 3"):
-        cluster.hold_fits(job(engine_replicas=2))
+@pytest.mark.parametrize("gpus", [(), (8,)])
+def test_tasks_need_cpus(has: Any, gpus: tuple[int, ...]) -> None:
+    has(*gpus, cpus=2)
+    cluster.hold_fits(job(engine_replicas=2))
+    has(*gpus, cpus=0)
+    with pytest.raises(RunError, match="needs 2 CPUs, and the cluster has 0"):
+        cluster.hold_fits(job())
 
 
 def test_runs_of_a_job_share_its_gpus(has: Any, tmp_path: Path) -> None:
@@ -76,4 +78,4 @@ def test_runs_of_a_job_share_its_gpus(has: Any, tmp_path: Path) -> None:
         with claims.hold(run.turns, at_most=8), claims.hold(run.turns, at_most=8):
             assert (cluster.gpus_for(run), cluster.gpus_for(limited)) == (3, 2)
     has(0, 0)
-    assert (cluster.gpus_for(run), cluster.cpus_of_an_actor()) == (0, 1)
+    assert cluster.gpus_for(run) == 0

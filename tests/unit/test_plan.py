@@ -78,13 +78,13 @@ def finished(tmp_path: Path) -> Path:
     """A finished run, as its manifests tell: engines of 100 tokens a second, three of five questions kept."""
     counts: dict[str, tuple[str, float, dict[str, Any]]] = {
         "texts": ("load_texts", 2, {"characters": 1000}),
-        "annotations": (
+        "annotations": (  # of 50 texts 10 are rated too low, of 50 questions about the others 40 can be used
             "annotate",
             130,
-            {"questions": 40, "engines": {"count": 2, "seconds": 200, "tokens": 20_000}},
+            {"texts": 50, "texts_with_questions": 40, "questions": 40, "engines": {"count": 2, "seconds": 200, "tokens": 20_000}},
         ),
         "negatives": ("mine_negatives", 30, {"embedders": {"count": 1, "seconds": 10, "characters": 5000}}),
-        "chats": ("assemble_chats", 5, {"chats": 20, "kept": {"train": 20, "held_out": 4}}),
+        "chats": ("assemble_chats", 5, {"questions": 60, "chats": 20, "kept": {"train": 20, "held_out": 4}}),
         "adapter": ("tune_adapter", 110, {"tokens": 8000, "tokens_per_second": 80.0, "workers": 1}),
         "answers": ("answer_questions", 60, {"engines": {"count": 1, "seconds": 40, "tokens": 2000}}),
     }
@@ -96,9 +96,48 @@ def finished(tmp_path: Path) -> Path:
 def test_rates_are_those_of_a_finished_run(finished: Path) -> None:
     rates = plan.measured(finished)
     assert (rates.annotating, rates.answering, rates.embedding, rates.training) == (100, 50, 500, 80)
-    assert (rates.loading, rates.assembling, rates.kept) == (500, 4, 0.6)
+    assert (rates.loading, rates.assembling) == (500, 4)
+    assert (rates.asked, rates.written, rates.kept) == (0.8, 0.8, 0.6)
     assert rates.start_up == {"annotate": 30, "mine_negatives": 20, "tune_adapter": 10, "answer_questions": 20}
     assert f"measured in {finished}" in list(plan.table(plan.plan(job(), rates, sample=sample(1000)), rates, 1))[-1]
+
+
+def test_what_is_left_out_in_the_run_is_left_out_of_the_plan(finished: Path) -> None:
+    steps, full = (by_step(plan.plan(job(), rates, sample=sample(1000))) for rates in (plan.measured(finished), plan.ASSUMED))
+    assert steps["mine_negatives"].rows == 640
+    assert steps["tune_adapter"].rows == round(640 * 0.6 * 0.9 * 0.9)
+    assert steps["annotate"].tokens < full["annotate"].tokens
+    assert steps["answer_questions"].rows == 2 * round(640 * 0.6 * 0.1)
+
+
+def test_the_evaluation_asks_no_more_than_there_is(tmp_path: Path) -> None:
+    rows = [{"context": "c", "question": f"q{number}", "answer": "a"} for number in range(7)]
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for most, asked in ((None, 7), (3, 3), (300, 7)):
+        evaluation = {"gold": str(tmp_path / "gold.jsonl"), "max_questions": most}
+        assert by_step(plan.plan(job(evaluation=evaluation), sample=sample(1000)))["answer_questions"].rows == 2 * asked
+    assert by_step(plan.plan(job(evaluation={"max_questions": 300}), sample=sample(1000)))["answer_questions"].rows == 2 * 100
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_rows_are_estimated_from_the_beginnings_of_files(kind: str, tmp_path: Path) -> None:
+    import polars as pl
+
+    for name, count in (("a", 30_000), ("b", 10_000), ("c", 40)):
+        table = pl.DataFrame(
+            {"text": [f"The lift {name} number {number:06d} stops." for number in range(count)], "other": ["x" * 50] * count}
+        )
+        file = tmp_path / f"{name}.{kind}"
+        table.write_parquet(file) if kind == "parquet" else table.write_ndjson(file) if kind == "jsonl" else table.write_csv(file)
+    found = plan.sample_of(job(corpus={"paths": [str(tmp_path / f"*.{kind}")]}))
+    assert found.rows == pytest.approx(40_040, rel=0.03)
+    assert found.characters == pytest.approx(40_040 * len("The lift a number 000000 stops."), rel=0.03)
+
+
+def test_a_corpus_without_a_text_is_exit_code_2(job_file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": ""}\n')
+    assert cli.main(["plan", str(job_file())]) == 2
+    assert "hold no text" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_has_no_rates(finished: Path) -> None:

@@ -10,6 +10,7 @@ from aloftrag import redact
     [
         ("http://user:pass@host:8000/v1 does not answer", "http://***@host:8000/v1 does not answer"),
         ("s3://AKIAX:abc/def@bucket/a", "s3://AKIAX:abc/def@bucket/a"),  # a slash ends the host: no form that any library reads
+        ("http://user:p@ss@host/", "http://***@host/"),
         ("s3://AKIAX:abcdef@bucket/a, s3://bucket/b@c", "s3://***@bucket/a, s3://bucket/b@c"),
         ("http://host/v1?api_key=abc&n=3", "http://host/v1?api_key=***&n=3"),
         ("s3://b/x?endpoint_override=localhost:9000&secret_key=s", "s3://b/x?endpoint_override=localhost:9000&secret_key=***"),
