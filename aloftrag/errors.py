@@ -1,6 +1,8 @@
 """The two kinds of error that a user sees as one line; everything else is a bug or an outage and keeps its traceback."""
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,10 +36,10 @@ def _ray_error() -> type[Exception]:
     return found
 
 
-def _storage_failure(error: BaseException | None) -> OSError | None:
-    """The failure of the storage that caused an error; Ray keeps what a task raised in ``cause``."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _OF_STORAGE:
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+def _storage_failure(error: BaseException) -> str | None:
+    """What the storage said, where that caused an error; of what was raised in a task Ray keeps the text alone."""
+    text = f"{type(error).__name__}: {error}"
+    if short := re.findall(r"OSError: (\d+ requested and \d+ written)", text):  # numpy's words
+        return f"{os.strerror(errno.ENOSPC)}: {short[-1]}"
+    said = re.findall(r"Error: (\[Errno (\d+)\] .*)", text)
+    return next((line for line, number in reversed(said) if int(number) in _OF_STORAGE), None)

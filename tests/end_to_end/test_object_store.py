@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 def store(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment in which a run reaches the store; a copy of it is on this machine's disk."""
     with s3_server() as (environ, _), in_this_process(environ):
-        yield {**environment(), **environ, "TMPDIR": str(tmp_path)}
+        yield {**environment(), **environ, "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}  # whose sockets want short names
 
 
 @pytest.fixture

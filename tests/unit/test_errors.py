@@ -1,0 +1,39 @@
+"""Which errors are the storage's."""
+
+import errno
+
+import pytest
+
+from aloftrag.errors import RunError, storage_failures_explained
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "No space left on device: '/a/b'"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (OSError("115200 requested and 1984 written"), "No space left on device: 115200 requested and 1984 written"),
+    ],
+)
+def test_what_the_storage_refuses_is_one_line(error: OSError, said: str) -> None:
+    with pytest.raises(RunError) as found, storage_failures_explained():
+        raise error
+    assert said in str(found.value)
+    assert str(found.value).endswith("when that is mended, the same command goes on from here")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "x"), ConnectionRefusedError(errno.ECONNREFUSED, "no")])
+def test_other_errors_keep_their_traceback(error: OSError) -> None:
+    with pytest.raises(type(error)), storage_failures_explained():
+        raise error
+
+
+def test_a_storage_failure_in_a_task_is_one_too(ray_session: None) -> None:
+    import ray
+
+    def fails() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(RunError, match=r"the storage failed \(\[Errno 5\] Input/output error\)"), storage_failures_explained():
+        ray.get(ray.remote(fails).remote())
