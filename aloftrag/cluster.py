@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import warnings
+from pathlib import Path
 
 from aloftrag import claims
 from aloftrag.artifacts import Run
@@ -16,7 +17,9 @@ _CPUS_FOR_TASKS = 2  # actors with a model hold none, or those of several runs c
 def connect() -> None:
     """Connect to the Ray cluster at ``RAY_ADDRESS``, else start Ray on this machine."""
     has_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    if not has_cluster:
+    if has_cluster:
+        use_token()
+    else:
         _stay_on_this_machine()  # before Ray is imported
     import ray
     import ray.data
@@ -40,6 +43,17 @@ def connect() -> None:
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # a small run has fewer blocks than tasks
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+def use_token() -> bool:
+    """Show a cluster the token, where there is one in the places where Ray looks for it; whether there is.
+
+    Ray reads it itself, but only when told so before it is imported.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if found := "RAY_AUTH_TOKEN" in os.environ or path.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return found
 
 
 def gpus() -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 import aloftrag
+from aloftrag import cluster
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
@@ -44,10 +45,12 @@ def submit(job: Job, address: str, runs: str, parallel: int) -> Iterator[tuple[s
         (Path(folder) / JOB_FILE).write_text(yaml.safe_dump(job.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
         for language in job.languages:
             arguments = ["--language", language, "--runs", _absolute(runs), "--parallel", str(parallel)]
-            command = shlex.join(["-m", "aloftrag.cli", "run", JOB_FILE, *arguments])
+            command = f'-m aloftrag.cli run "$JOB" {shlex.join(arguments)}'
+            # This machine's Python where the head has it too (one image, one shared folder), else the head's own. It does not stay in
+            # the folder that Ray makes: another node of the same machine may make it anew.
+            python = f'PYTHON={shlex.quote(sys.executable)}; "$PYTHON" -c "import ray" || PYTHON=python'
             submission_id = client.submit_job(
-                # This machine's Python where the head has it too (one image, one shared folder), else the head's own.
-                entrypoint=f'PYTHON={shlex.quote(sys.executable)}; "$PYTHON" -c "import ray" || PYTHON=python; exec "$PYTHON" {command}',
+                entrypoint=f'JOB="$PWD/{JOB_FILE}"; cd /; {python}; exec "$PYTHON" {command}',
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(Path(aloftrag.__file__).parent)],
@@ -138,9 +141,8 @@ def logs(address: str, submission_id: str) -> str:
 
 
 def _client(address: str) -> "JobSubmissionClient":
-    if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads the token itself, but only when told so before it is imported
-    if "://" not in address or not address.startswith(("http://", "https://")):
+    has_token = cluster.use_token()
+    if not address.startswith(("http://", "https://")):
         raise RunError(f"--address {address}: expected the head's job server, http://HEAD:8265")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -150,7 +152,7 @@ def _client(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        wanted = "another token" if _has_token() else "a token"
+        wanted = "another token" if has_token else "a token"
         raise RunError(f"--address {address}: the cluster wants {wanted}; put it in RAY_AUTH_TOKEN or ~/.ray/auth_token") from error
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:  # nobody, or a server of something else
         raise RunError(f"--address {address}: no Ray job server answers there; expected the head's dashboard, http://HEAD:8265") from error
@@ -170,9 +172,3 @@ def _explained(address: str) -> Iterator[None]:
         if "Request failed with status code" not in str(error):
             raise
         raise RunError(f"--address {address}: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _has_token() -> bool:
-    """Whether a token is where Ray looks for one."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")
-    return "RAY_AUTH_TOKEN" in os.environ or Path(path).is_file()

@@ -239,7 +239,7 @@ def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run:
     return dataset.map_batches(
         _EngineActor,
         fn_constructor_args=(start_engine, question, logs, use, job.engine.stall_minutes),
-        batch_size=None,
+        batch_size=BLOCK_ROWS,  # Ray asks for a number where there are GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks),
         udf_modifying_row_count=False,

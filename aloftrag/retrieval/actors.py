@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from aloftrag import cluster
-from aloftrag.artifacts import Run
+from aloftrag.artifacts import BLOCK_ROWS, Run
 
 
 def embedders(run: Run) -> int:
@@ -22,7 +22,7 @@ def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], run: Run) 
     return rows.map_batches(
         actor,
         fn_constructor_args=arguments,
-        batch_size=None,
+        batch_size=BLOCK_ROWS,  # Ray asks for a number where there are GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=embedders(run)),
         num_cpus=0,

@@ -68,9 +68,8 @@ def main() -> None:
                 cluster.add(cpus=8, gpus=SLOTS // 2)
             cluster.wait_for_nodes(3)
             submitted = time.monotonic()
-            process = start(
-                ["submit", str(job), "--address", cluster.address, "--runs", str(runs), "--follow", "--parallel", str(PARALLEL)]
-            )
+            arguments = ["submit", str(job), "--address", cluster.address, "--runs", str(runs), "--follow", "--parallel", str(PARALLEL)]
+            process = start(arguments, environ=cluster.environ)
             assert process.stdout is not None
             for line in process.stdout:
                 language, _, said = line.rstrip("\n").partition("\t")

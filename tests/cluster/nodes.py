@@ -13,6 +13,7 @@ import psutil
 
 from tests.end_to_end.driver import environment
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-these-tests-alone"}
 REPOSITORY = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 
@@ -27,7 +28,7 @@ class Nodes:
     """The head, with the job server, and the nodes that were added."""
 
     def __init__(self, folder: Path, environ: dict[str, str], head_cpus: int):
-        self._folder, self._environ = folder, environ
+        self._folder, self.environ = folder, environ
         self._processes: list[subprocess.Popen[bytes]] = []
         self._port, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
@@ -70,7 +71,7 @@ class Nodes:
             f"ray.init({self.ray_address!r}, logging_level='ERROR', log_to_driver=False)\n"
             f"while sum(node['Alive'] for node in ray.nodes()) != {count}: time.sleep(0.2)"
         )
-        subprocess.run([sys.executable, "-c", code], env=self._environ, timeout=120, check=True)
+        subprocess.run([sys.executable, "-c", code], env=self.environ, timeout=120, check=True)
 
     def _start(self, *options: str, cpus: int, gpus: int) -> None:
         number = len(self._processes)
@@ -79,7 +80,7 @@ class Nodes:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *of_its_own]
         command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--object-store-memory=200000000", "--disable-usage-stats"]
         with (self._folder / f"node-{number}.log").open("w") as log:
-            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=self._environ, start_new_session=True))
+            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=self.environ, start_new_session=True))
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + 120
@@ -98,7 +99,7 @@ class Nodes:
 def cluster(folder: Path, *, head_cpus: int = 2, scripted: bool = False, **environ: str) -> Iterator[Nodes]:
     """A cluster that ends with the body; ``scripted``: its engines are those of ``tests.cluster.scripted``."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {**environment(), **environ}
+    found = {**environment(), **TOKEN, **environ}
     if scripted:
         found["PYTHONPATH"] = os.pathsep.join([str(SITE), str(REPOSITORY)])
     nodes = Nodes(folder, found, head_cpus)

@@ -1,6 +1,7 @@
 """Drivers and heads of submitted jobs that die, two that want the same run, and more jobs than GPUs."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,21 +53,25 @@ def cluster(tmp_path: Path) -> Any:
 
 
 def submit(found: nodes.Nodes, job: Path, *arguments: str) -> Any:
-    return start(["submit", str(job), "--address", found.address, "--runs", str(job.parent / "runs"), "--follow", *arguments])
+    return start(
+        ["submit", str(job), "--address", found.address, "--runs", str(job.parent / "runs"), "--follow", *arguments], environ=found.environ
+    )
 
 
-def wait(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
+def wait(condition: Callable[[], Any], followed: subprocess.Popen[str] | None = None) -> None:
+    """Until a condition holds; that fails when the jobs that are followed have ended before."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        if followed and followed.poll() is not None:
+            pytest.fail(followed.communicate()[0][-5000:])
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.05)
-    return found
 
 
 def drivers(language: str) -> list[psutil.Process]:
     """The processes of submitted jobs for a language."""
-    wanted = ["run", "job.yaml", "--language", language]
-    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[3:7] == wanted]
+    found = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [process for process, said in found if said[1:4] == ["-m", "aloftrag.cli", "run"] and said[5:7] == ["--language", language]]
 
 
 def hold_whole(run: Path, texts: int) -> None:
@@ -87,7 +92,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(job_pat
         found.add(cpus=4, gpus=1)
         found.wait_for_nodes(2)
         first = submit(found, job_path, "--language", "en")
-        wait(lambda: any(run.glob(COMMITTED)))
+        wait(lambda: any(run.glob(COMMITTED)), first)
         (driver,) = drivers("en")
         driver.kill()
         output, _ = first.communicate(timeout=120)
@@ -103,7 +108,7 @@ def test_jobs_whose_head_is_killed_go_on_with_another_one(job_path: Path, cluste
         found.add(cpus=4, gpus=1)
         found.wait_for_nodes(2)
         first = submit(found, job_path, "--language", "en")
-        wait(lambda: any(run.glob(COMMITTED)))
+        wait(lambda: any(run.glob(COMMITTED)), first)
         found.kill(0)
         output, _ = first.communicate(timeout=120)
         assert first.returncode == 1
@@ -123,7 +128,7 @@ def test_more_jobs_than_gpus_all_end_and_a_second_one_for_a_run_is_refused(job_p
         found.add(cpus=4, gpus=1)
         found.wait_for_nodes(2)
         first = submit(found, job_path)
-        wait(lambda: claims.working(runs / "en" / ".claims"))
+        wait(lambda: claims.working(runs / "en" / ".claims"), first)
         second, _ = submit(found, job_path, "--language", "en").communicate(timeout=120)
         assert "en\tFAILED" in second
         assert "another process is working on this run: process" in second

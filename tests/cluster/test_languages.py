@@ -1,6 +1,7 @@
 """Three languages submitted to a Ray cluster of a head and two nodes, and nodes that die in the middle of their work."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,10 +71,11 @@ def submitted(job_files: dict[bool, Path], tmp_path_factory: pytest.TempPathFact
             for _ in range(2):
                 found.add(cpus=4, gpus=gpus)
             found.wait_for_nodes(3)
-            process = start(["submit", str(job_files[is_scripted]), "--address", found.address, "--runs", str(runs), "--follow"])
+            arguments = ["submit", str(job_files[is_scripted]), "--address", found.address, "--runs", str(runs), "--follow"]
+            process = start(arguments, environ=found.environ)
             try:
                 if kill_when:
-                    found.kill(_holder(found, runs, kill_when, title))
+                    found.kill(_holder(found, runs, kill_when, title, process))
                 output, _ = process.communicate(timeout=900)
             finally:
                 process.kill()
@@ -83,14 +85,13 @@ def submitted(job_files: dict[bool, Path], tmp_path_factory: pytest.TempPathFact
     return run
 
 
-def _holder(found: nodes.Nodes, runs: Path, pattern: str, title: str) -> int:
+def _holder(found: nodes.Nodes, runs: Path, pattern: str, title: str, followed: subprocess.Popen[str]) -> int:
     """The node to kill, once files that match are there."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
+    while followed.poll() is None:
         if any(runs.glob(f"three/*/{pattern}")) and (number := found.holder_of(title)) is not None:
             return number
         time.sleep(0.05)
-    pytest.fail(f"the moment never came: {pattern} with {title}")
+    pytest.fail(f"the moment never came: {pattern} with {title}: {followed.communicate()[0][-5000:]}")
 
 
 def rows_of(run: Path) -> dict[str, list[dict[str, Any]]]:

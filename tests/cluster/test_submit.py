@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from aloftrag import cli, job, submit
-from tests.cluster.nodes import Nodes, cluster, free_port
+from tests.cluster.nodes import TOKEN, Nodes, cluster, free_port
 from tests.end_to_end.driver import environment, start
-
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-alone"}
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with cluster(tmp_path_factory.mktemp("ray"), head_cpus=8, **TOKEN) as found:
+    with cluster(tmp_path_factory.mktemp("ray"), head_cpus=8) as found:
         yield found
 
 
