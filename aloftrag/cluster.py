@@ -40,7 +40,8 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.use_datasource_v2 = False  # it starts 32 actors to read a checkpoint of a few files
-    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # a small run has fewer blocks than tasks
+    for kind in ("maximum number of concurrent tasks", "minimum number of concurrent actors"):
+        warnings.filterwarnings("ignore", f"The {kind}")  # a small run has fewer blocks than tasks or actors
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
 

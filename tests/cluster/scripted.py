@@ -16,6 +16,7 @@ from aloftrag.prompts import rag
 from aloftrag.prompts.chat import Prompt
 
 SECONDS = "ALOFTRAG_TEST_SECONDS"  # that a reply takes
+LOG = "ALOFTRAG_TEST_LOG"  # a file that gets a line for each text that is rated
 SEQUENCES = 4  # side by side in an engine
 _FACT = re.compile(r"The (\w+ \w+ number \d+) stands in ([A-Z]\w+)\.")
 
@@ -52,6 +53,9 @@ def reply(prompt: Any, is_adapted: bool) -> str | None:
     """What the model says: to a text a rating or a question, to a question with texts what it cites and the place."""
     system, user = (turn["content"] for turn in prompt.messages[:2])
     if system.startswith("You judge"):
+        if log := os.environ.get(LOG):
+            with open(log, "a") as file:
+                file.write(f"{_FACT.findall(user)[0][0]}\n")
         return str(6 + int(hashlib.blake2b(user.encode(), digest_size=1).hexdigest(), 16) % 5)
     if system.startswith("You write questions"):
         thing, place = _FACT.findall(user)[0]
