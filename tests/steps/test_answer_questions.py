@@ -299,10 +299,6 @@ def scripted_starter(reply_of: dict[str, Callable[[Any], str | None]]) -> Callab
     return starter
 
 
-def merge_nothing(model: str, adapter: Path, destination: Path) -> None:
-    """In place of ``merge_adapter``: the scripted engine needs no model."""
-
-
 @pytest.fixture
 def run_to_answer(mined_run: tuple[Run, dict[str, Any]], tmp_path: Path) -> Callable[[dict[str, Any]], Run]:
     """``run_to_answer(job settings)``: the run before the step; nothing is held out."""
@@ -327,7 +323,8 @@ def answered(run_to_answer: Callable[[dict[str, Any]], Run], work: Path, monkeyp
     def make(change: dict[str, Any], **reply_of: Callable[[Any], str | None]) -> tuple[Run, dict[str, Any]]:
         run = run_to_answer(change)
         monkeypatch.setattr(answer_questions, "starter", scripted_starter(reply_of))
-        monkeypatch.setattr("aloftrag.training.merge.merge_adapter", merge_nothing)
+        # The scripted engine needs no merged model.
+        monkeypatch.setattr(answer_questions, "_adapter_starter", lambda run, work: answer_questions.starter(run, model="merged"))
         monkeypatch.setattr(answer_questions.base_model, "hold_adapter", lambda adapter, job: None)  # there is none
         return run, answer_questions.make(run, run.artifact("answers"), work)
 
