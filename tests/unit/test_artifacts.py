@@ -93,11 +93,12 @@ def test_a_write_of_json_that_fails_leaves_the_old_file(tmp_path: Path, monkeypa
     with pytest.raises(TypeError):
         artifacts.write_json(path, {"new": object()})
 
-    def half(self: Path, text: str, **_: object) -> int:
-        self.write_bytes(text.encode()[: len(text) // 2])
+    def half(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="no space left"):
         artifacts.write_json(path, {"new": 2})
     assert artifacts.read_json(path) == {"old": 1}
