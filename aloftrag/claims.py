@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aloftrag import artifacts, progress
-from aloftrag.errors import RunError
+from aloftrag.errors import RunError, outages
 
 BEAT_SECONDS, STALE_SECONDS = 15, 90
 _LOOK_SECONDS, _LOOK_SECONDS_FOR_A_TURN = 1, 5
@@ -130,7 +130,7 @@ class _Place:
     def _ahead_or_failure(self, at_most: int) -> dict[str, Claim]:
         try:
             return self._ahead(at_most)
-        except OSError:
+        except outages():
             if not self._is_turn:
                 raise
             return {"": Claim({}, 0.0)}  # who waits for hours outlives a storage that fails for a minute
@@ -190,7 +190,7 @@ class _Place:
 
     def give_back(self) -> None:
         """Work no more."""
-        with self._lock, contextlib.suppress(OSError):  # what ended the work is what is told; others see that this process is gone
+        with self._lock, contextlib.suppress(*outages()):  # what ended the work is what is told; others see that this process is gone
             self._is_over = True
             self._path.unlink(missing_ok=True)
 

@@ -130,8 +130,9 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError(f"--only {options.only} --redo {options.redo}: expected the same step, or one of the two")
     job, languages = _job(options)
     runs = [Run.of(job, language, options.runs) for language in languages]
-    for run in runs:
-        check(run.job)
+    with storage_failures_explained():
+        for run in runs:
+            check(run.job)
     try:
         for run in runs:
             with storage_failures_explained():

@@ -36,7 +36,9 @@ def source_files(paths: list[str], key: str, kinds: set[str]) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     if "://" in pattern:
-        return storage.matching(pattern)
+        from aloftrag import object_store
+
+        return object_store.matching(pattern)
     return [match for match in glob.glob(pattern, recursive=True) if Path(match).is_file()]
 
 

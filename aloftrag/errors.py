@@ -3,11 +3,18 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# A disk or a storage that fails, and not a path that is wrong.
-_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO}
+# A disk or a storage that fails or refuses, and not a path that is wrong.
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBUSY, errno.EACCES}
+_OF_OBJECT_STORES = re.compile(
+    # pyarrow's words, those of botocore and s3fs, and polars'
+    r"AWS Error (?:NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|ACCESS_DENIED|UNKNOWN \(HTTP status 5\d\d\)).*"
+    r"|(?:EndpointConnection|ConnectTimeout|ReadTimeout|ConnectionClosed|NoCredentials|Permission)Error: (?!\[Errno).*"
+    r"|Generic S3 error.*"
+)
 
 
 class UsageError(ValueError):
@@ -23,17 +30,24 @@ def storage_failures_explained() -> Iterator[None]:
     """Raises a failure of the storage, wherever on the cluster it was met, as a ``RunError`` of one line."""
     try:
         yield
-    except (OSError, _ray_error()) as error:  # asked for when there is an error: Ray must not be imported before its settings are made
+    except (*outages(), *_where_they_pass()) as error:
         if (failure := _storage_failure(error)) is None:
             raise
         raise RunError(f"the storage failed ({failure}); when that is mended, the same command goes on from here") from error
 
 
-def _ray_error() -> type[Exception]:
-    from ray.exceptions import RayError
+def outages() -> tuple[type[Exception], ...]:
+    """What a storage that does not answer raises: the system's error, or that of the object store's client where there is one."""
+    client = sys.modules.get("botocore.exceptions")
+    return (OSError, client.BotoCoreError) if client else (OSError,)
 
-    found: type[Exception] = RayError
-    return found
+
+def _where_they_pass() -> tuple[type[Exception], ...]:
+    """What it becomes in Ray's tasks, and in polars."""
+    import polars as pl
+    from ray.exceptions import RayError  # when there is an error: Ray must not be imported before its settings are made
+
+    return RayError, pl.exceptions.PolarsError
 
 
 def _storage_failure(error: BaseException) -> str | None:
@@ -41,5 +55,7 @@ def _storage_failure(error: BaseException) -> str | None:
     text = f"{type(error).__name__}: {error}"
     if short := re.findall(r"OSError: (\d+ requested and \d+ written)", text):  # numpy's words
         return f"{os.strerror(errno.ENOSPC)}: {short[-1]}"
+    if of_object_store := _OF_OBJECT_STORES.findall(text):
+        return str(of_object_store[-1])
     said = re.findall(r"Error: (\[Errno (\d+)\] .*)", text)
     return next((line for line, number in reversed(said) if int(number) in _OF_STORAGE), None)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aloftrag import artifacts, storage
+from aloftrag.errors import outages
 from aloftrag.training.loop import METRICS
 
 _CHECKPOINTS, _IN_FLIGHT = "checkpoints", "in-flight"  # endings of the folders' names
@@ -87,7 +88,7 @@ def repeatedly(action: Callable[[], None], every: float) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(every):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*outages()):
                 action()
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -33,24 +33,15 @@ def at(name: str | Path) -> Path:
     if "://" not in str(name):
         return Path(name)
     try:
-        from upath import UPath
+        from aloftrag import object_store
     except ModuleNotFoundError as error:
         raise UsageError(f"{name}: object stores need a further package: pip install 'aloftrag[s3]', or aloftrag[gcs]") from error
-    return cast(Path, UPath(str(name), use_listings_cache=False))  # other machines write there too
+    return cast(Path, object_store.path(str(name)))
 
 
 def is_local(path: Path) -> bool:
     """Whether a path is in a file system of this machine, and not in an object store."""
     return isinstance(path, Path)
-
-
-def matching(pattern: str) -> list[str]:
-    """The files of an object store that match an address with wildcards."""
-    import fsspec
-
-    store, path = fsspec.core.url_to_fs(pattern)
-    scheme = pattern.partition("://")[0]
-    return [f"{scheme}://{found}" for found in store.glob(path) if store.isfile(found)]
 
 
 def version(path: Path) -> str | None:

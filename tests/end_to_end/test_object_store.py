@@ -1,6 +1,9 @@
-"""A whole run whose documents and run folder are in an object store, killed on its way, and between the two parts of Ray's commit."""
+"""Whole runs whose documents and run folder are in an object store: killed, and with a store that does not answer for a while."""
 
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +13,22 @@ import yaml
 
 from aloftrag import storage
 from tests.end_to_end import small_job
-from tests.end_to_end.driver import environment, finish, kill_when, start
+from tests.end_to_end.driver import ended, environment, finish, kill_when, start, wait_for
 from tests.object_store import BUCKET, in_this_process, s3_server
 
 pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[dict[str, str]]:
+def server() -> Iterator[tuple[dict[str, str], "subprocess.Popen[bytes]"]]:
+    with s3_server() as (environ, process), in_this_process(environ):
+        yield environ, process
+
+
+@pytest.fixture
+def store(server: Any, tmp_path: Path) -> dict[str, str]:
     """The environment in which a run reaches the store; a copy of it is on this machine's disk."""
-    with s3_server() as (environ, _), in_this_process(environ):
-        yield {**environment(), **environ, "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}  # whose sockets want short names
+    return {**environment(), **server[0], "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}  # whose sockets want short names
 
 
 @pytest.fixture
@@ -49,3 +57,27 @@ def test_a_run_in_an_object_store_that_is_killed_ends_whole(job_path: Path, stor
     assert scores["questions"] == 8
     status = finish(start(["status", str(run)], environ=store))
     assert status.count("done") == 7
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet", ".work/tune_adapter-*/checkpoints/step-*/_whole"],
+    ids=["annotation", "training"],
+)
+def test_a_run_survives_an_object_store_that_does_not_answer_for_a_minute(
+    job_path: Path, store: dict[str, str], server: Any, moment: str
+) -> None:
+    """It waits, or stops with one line and goes on with the same command."""
+    arguments = ["run", str(job_path), "--runs", f"s3://{BUCKET}/runs"]
+    run = storage.at(f"s3://{BUCKET}/runs/test/en")
+    process = start(arguments, environ=store)
+    wait_for(process, exists(run, moment))
+    server[1].send_signal(signal.SIGSTOP)
+    time.sleep(60)
+    server[1].send_signal(signal.SIGCONT)
+    output = ended(process, 600)
+    if process.returncode:
+        assert process.returncode == 1, output[-5000:]
+        assert output.splitlines()[-1].startswith("aloftrag: "), output[-5000:]
+        finish(start(arguments, environ=store))
+    small_job.hold_whole(run)

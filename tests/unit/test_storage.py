@@ -1,14 +1,18 @@
 """Files and folders in an object store behave as those of a file system do."""
 
-from collections.abc import Iterator
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from aloftrag import artifacts, claims, storage
-from aloftrag.errors import RunError
-from tests.object_store import BUCKET, in_this_process, s3_server
+from aloftrag import artifacts, claims, object_store, storage
+from aloftrag.errors import RunError, storage_failures_explained
+from tests.object_store import BUCKET, environment_of, in_this_process, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +104,69 @@ def test_one_process_works_in_a_folder(folder: Path) -> None:
 def test_addresses_with_wildcards_name_files(bucket: Path) -> None:
     for name in ("docs/a.md", "docs/sub/b.md", "docs/c.txt"):
         storage.write(bucket / name, b"x")
-    assert storage.matching(f"s3://{BUCKET}/docs/*.md") == [f"s3://{BUCKET}/docs/a.md"]
-    assert sorted(storage.matching(f"s3://{BUCKET}/docs/**/*.md")) == [f"s3://{BUCKET}/docs/a.md", f"s3://{BUCKET}/docs/sub/b.md"]
+    assert object_store.matching(f"s3://{BUCKET}/docs/*.md") == [f"s3://{BUCKET}/docs/a.md"]
+    assert sorted(object_store.matching(f"s3://{BUCKET}/docs/**/*.md")) == [f"s3://{BUCKET}/docs/a.md", f"s3://{BUCKET}/docs/sub/b.md"]
     before = storage.version(bucket / "docs/a.md")
     storage.write(bucket / "docs/a.md", b"y")
     assert storage.version(bucket / "docs/a.md") != before
+
+
+class _Busy(http.server.BaseHTTPRequestHandler):
+    """An object store that has no time for anybody."""
+
+    def _answer(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = _answer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(params=["refuses", "is busy"])
+def away(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder of an object store that answers nothing of use."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Busy)
+    environ = {**environment_of(server.server_port), "AWS_MAX_ATTEMPTS": "1"}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    if request.param == "refuses":
+        server.shutdown()
+        server.server_close()
+    with in_this_process(environ):
+        yield storage.at(f"s3://{request.param.replace(' ', '-')}/folder")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda folder: (folder / "x.json").is_file(),
+        lambda folder: folder.is_dir(),
+        lambda folder: list(folder.glob("*.json")),
+        lambda folder: list((folder / "a").glob("*/*.json")),
+        lambda folder: list(folder.rglob("*.json")),
+        lambda folder: object_store.matching(f"{folder}/**/*.md"),
+        lambda folder: storage.write(folder / "x.json", b"{}"),
+        lambda folder: artifacts.write_table(pa.table({"a": [1]}), folder / "x.parquet"),
+        lambda folder: storage.scan(folder).collect(),
+    ],
+    ids=["file", "folder", "glob", "deep glob", "rglob", "matching", "write", "table", "scan"],
+)
+def test_a_store_that_does_not_answer_is_not_an_empty_one(away: Path, ask: Callable[[Path], Any]) -> None:
+    with pytest.raises(RunError, match=r"the storage failed .* the same command goes on"), storage_failures_explained():
+        ask(away)
+
+
+def test_a_store_that_goes_away_takes_no_run_from_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.1)
+    with s3_server() as (environ, server), in_this_process({**environ, "AWS_MAX_ATTEMPTS": "1"}):
+        folder = storage.at(f"s3://{BUCKET}/run/.claims")
+        with claims.hold(folder):
+            server.kill()
+            server.wait()
+            time.sleep(2)  # some beats that reach nobody
+            with pytest.raises(Exception, match="connect"):
+                list(folder.glob("*.json"))
