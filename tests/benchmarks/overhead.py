@@ -42,6 +42,7 @@ def main() -> None:
         if process.returncode:
             sys.exit(output[-3000:])
         wall = time.monotonic() - began
+        print("\n".join(output.splitlines()[-5:]))  # the verdict
         run = Path(name) / "xquad-en-cpu" / "en"
         manifests = [found for artifact in MADE if (found := artifacts.manifest(run / artifact))]
         print(f"{'step':<18}{'seconds':>9}{'start-up':>10}{'computing':>11}{'rest':>7}")
