@@ -5,6 +5,7 @@ everything that can change the result; an artifact with another fingerprint is s
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -117,6 +118,11 @@ def manifest(artifact: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def id_of(artifact: Path) -> str:
+    """What tells a finished artifact from the same one made another time; empty where a version without ids made it."""
+    return str((manifest(artifact) or {}).get("id", ""))
+
+
 def is_finished(artifact: Path, settings: dict[str, Any], step: str) -> bool:
     """Whether ``artifact`` was finished with these settings; raises ``RunError`` when it was finished with others."""
     found = manifest(artifact)
@@ -176,10 +182,17 @@ def link(made: Path, artifact: Path) -> None:
     A link costs nothing and stays whole when the other run is deleted. Raises ``OSError`` when ``made`` is being removed meanwhile.
     """
     storage.remove(artifact)
-    for file in made.rglob("*"):
-        name = file.relative_to(made)
-        if file.is_file() and file.name != MANIFEST and not any(part.startswith(".") for part in name.parts):
-            storage.copy(file, artifact / name.as_posix())
+    files = _files_of(made)
+    for name in files:
+        storage.copy(made / name, artifact / name)
+    if not files or _files_of(made) != files:
+        raise FileNotFoundError(errno.ENOENT, "is being removed", str(made))
+
+
+def _files_of(made: Path) -> list[str]:
+    """The files of an artifact but its manifest, by their names below it."""
+    names = [file.relative_to(made) for file in made.rglob("*") if file.is_file() and file.name != MANIFEST]
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
 def _versions() -> dict[str, str]:
@@ -195,7 +208,7 @@ def _versions() -> dict[str, str]:
 def fresh_folder(path: Path) -> Path:
     """An empty folder at ``path``; what an unfinished step left there is removed."""
     storage.remove(path)
-    path.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path)
     return path
 
 
@@ -314,7 +327,7 @@ def map_rows(
     """
     from ray.data.checkpoint import CheckpointConfig
 
-    destination.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(destination)
     write_json(checkpoints / BEGUN, {"total": count_rows(source), "before": committed_rows(checkpoints), "at": time.time()})
     for number, groups in enumerate(_slices(row_groups(source))):
         checkpoint = checkpoints / f"slice-{number:05d}"
@@ -340,7 +353,7 @@ def _end_commits(checkpoint: Path) -> None:
     """
     for pending in checkpoint.glob(f"*{PENDING}"):
         if pending.with_name(pending.name.removesuffix(PENDING) + ".parquet").is_file():
-            pending.unlink()
+            storage.remove_file(pending)
 
 
 def _hold_ids(source: Path, destination: Path, id_column: str) -> None:

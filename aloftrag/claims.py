@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aloftrag import artifacts, progress
+from aloftrag import artifacts, progress, storage
 from aloftrag.errors import RunError, outages
 
 BEAT_SECONDS, STALE_SECONDS = 15, 90
@@ -110,7 +110,8 @@ class _Place:
         self._lock = threading.RLock()  # of this thread and the one that beats
         self._is_working = self._is_over = self.is_lost = False
         self._first_seen: dict[str, float] = {}  # of each other claim: when it was written
-        self._unchanged_since: dict[str, tuple[float, float]] = {}  # and when it was written last, since when that is so
+        self._unchanged_since: dict[str, tuple[float, float]] = {}  # and when it was written last, since which look that is so
+        self._looked = self._shown = time.monotonic()  # the beginning of the last whole look, and of the last write that came to an end
         self._write()
 
     def take(self, at_most: int, say: Callable[[str], None]) -> None:
@@ -152,23 +153,27 @@ class _Place:
     def _others(self) -> dict[str, Claim]:
         """The claims of living processes but this one's; those of dead ones are removed."""
         living = {}
+        now = time.monotonic()
+        if now - self._looked > 2 * BEAT_SECONDS + _LOOK_SECONDS_FOR_A_TURN:
+            self._unchanged_since.clear()  # the storage or this machine hung: the others could not show themselves either
         for path in self._path.parent.glob("*.json"):
             if path == self._path or (claim := _read(path)) is None:
                 continue
-            if self._is_dead(path.name, claim):
-                if (now := _read(path)) is not None and now.written == claim.written:
-                    path.unlink(missing_ok=True)
+            if self._is_dead(path.name, claim, now):
+                if (again := _read(path)) is not None and again.written == claim.written:
+                    storage.remove_file(path)
             else:
                 living[path.name] = claim
+        self._looked = now
         return living
 
-    def _is_dead(self, name: str, claim: Claim) -> bool:
+    def _is_dead(self, name: str, claim: Claim, now: float) -> bool:
         if claim.is_of_this_machine:
             return claim.has_died
         written, since = self._unchanged_since.get(name, (None, 0.0))
         if written == claim.written:
-            return time.monotonic() - since > STALE_SECONDS
-        self._unchanged_since[name] = (claim.written, time.monotonic())
+            return now - since > STALE_SECONDS
+        self._unchanged_since[name] = (claim.written, now)
         return False
 
     def _has_changed(self, name: str, claim: Claim) -> bool:
@@ -181,22 +186,30 @@ class _Place:
         with self._lock:
             if self._is_over or self.is_lost:
                 return
-            if self._is_turn or self._path.is_file():
+            if self._is_turn or (self._path.is_file() and not self._was_taken_over()):
                 self._write()
                 return
             self.is_lost = True
             if self._holder == threading.main_thread().ident:
                 signal.pthread_kill(self._holder, _LOST)
 
+    def _was_taken_over(self) -> bool:
+        """Whether another process works here: it may have come while this one did not show itself, whose claim it then removed."""
+        if time.monotonic() - self._shown <= STALE_SECONDS:
+            return False
+        return any(claim.is_working for claim in self._others().values())
+
     def give_back(self) -> None:
         """Work no more."""
         with self._lock, contextlib.suppress(*outages()):  # what ended the work is what is told; others see that this process is gone
             self._is_over = True
-            self._path.unlink(missing_ok=True)
+            storage.remove_file(self._path)
 
     def _write(self) -> None:
         with self._lock:
+            began = time.monotonic()
             artifacts.write_json(self._path, {**_this_process(), "is_working": self._is_working})
+            self._shown = began
 
 
 def _read(path: Path) -> Claim | None:

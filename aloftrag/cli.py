@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        with storage_failures_explained():
+            return options.command(options) or 0
     except UsageError as error:
         print(f"aloftrag: {redact.text(str(error))}", file=sys.stderr)
         return 2
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "what a run would cost, from a sample; runs nothing")
     job_file(plan)
     plan.add_argument("--gpus", type=_positive, default=1, metavar="N", help="of the cluster that it would run on (default: 1)")
-    plan.add_argument("--rates", type=Path, metavar="RUN", help="a finished run with the same models, for its rates; else they are assumed")
+    plan.add_argument(
+        "--rates", type=_run_folder, metavar="RUN", help="a finished run with the same models, for its rates; else they are assumed"
+    )
     command("status", _status, "where a run stands").add_argument("run", metavar="RUN", type=_run_folder)
     command("report", _report, "write the page of runs, and print a table over them").add_argument(
         "run", metavar="RUN", type=_run_folder, nargs="+"
@@ -130,23 +133,21 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError(f"--only {options.only} --redo {options.redo}: expected the same step, or one of the two")
     job, languages = _job(options)
     runs = [Run.of(job, language, options.runs) for language in languages]
-    with storage_failures_explained():
-        for run in runs:
-            check(run.job)
+    for run in runs:
+        check(run.job)
     try:
         for run in runs:
-            with storage_failures_explained():
-                cluster.connect()
-                cluster.hold_fits(run.job)
-                pipeline.run_language(
-                    run,
-                    only=options.only,
-                    redo=options.redo,
-                    say=_say,
-                    tell_progress=_say_in_place if sys.stdout.isatty() else _say,
-                    progress_seconds=5 if sys.stdout.isatty() else 60,
-                    turn=_turn(run, job.languages, options.parallel),
-                )
+            cluster.connect()
+            cluster.hold_fits(run.job)
+            pipeline.run_language(
+                run,
+                only=options.only,
+                redo=options.redo,
+                say=_say,
+                tell_progress=_say_in_place if sys.stdout.isatty() else _say,
+                progress_seconds=5 if sys.stdout.isatty() else 60,
+                turn=_turn(run, job.languages, options.parallel),
+            )
             if options.only is None:
                 _print_result(run.folder)
     finally:

@@ -24,7 +24,7 @@ def source_files(paths: list[str], key: str, kinds: set[str]) -> list[str]:
     found: set[str] = set()
     for path in paths:
         # A name with brackets may be a file's own.
-        matches = [path] if storage.at(path).is_file() else _matching(path)
+        matches = [path] if storage.at(path).is_file() else matching(path)
         if not matches:
             raise UsageError(f"{key}: no file matches {path!r}")
         found.update(matches)
@@ -34,7 +34,8 @@ def source_files(paths: list[str], key: str, kinds: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _matching(pattern: str) -> list[str]:
+def matching(pattern: str) -> list[str]:
+    """The files that match a path or an address with wildcards."""
     if "://" in pattern:
         from aloftrag import object_store
 

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 
 # A disk or a storage that fails or refuses, and not a path that is wrong.
 _OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBUSY, errno.EACCES}
+_OF_STORAGE_WITH_A_PATH = {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}  # without one they are the network's
 _OF_OBJECT_STORES = re.compile(
     # pyarrow's words, those of botocore and s3fs, and polars'
-    r"AWS Error (?:NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|ACCESS_DENIED|UNKNOWN \(HTTP status 5\d\d\)).*"
+    r"AWS Error (?:NETWORK_CONNECTION|NO_SUCH_BUCKET|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|ACCESS_DENIED|UNKNOWN \(HTTP status 5\d\d\)).*"
     r"|(?:EndpointConnection|ConnectTimeout|ReadTimeout|ConnectionClosed|NoCredentials|Permission)Error: (?!\[Errno).*"
-    r"|Generic S3 error.*"
+    r"|The specified bucket does not exist|Generic S3 error.*"
 )
+_WHERE_THEY_PASS = (("ray.exceptions", "RayError"), ("polars.exceptions", "PolarsError"))
 
 
 class UsageError(ValueError):
@@ -30,7 +32,7 @@ def storage_failures_explained() -> Iterator[None]:
     """Raises a failure of the storage, wherever on the cluster it was met, as a ``RunError`` of one line."""
     try:
         yield
-    except (*outages(), *_where_they_pass()) as error:
+    except (*outages(), *_loaded(*_WHERE_THEY_PASS)) as error:
         if (failure := _storage_failure(error)) is None:
             raise
         raise RunError(f"the storage failed ({failure}); when that is mended, the same command goes on from here") from error
@@ -38,16 +40,12 @@ def storage_failures_explained() -> Iterator[None]:
 
 def outages() -> tuple[type[Exception], ...]:
     """What a storage that does not answer raises: the system's error, or that of the object store's client where there is one."""
-    client = sys.modules.get("botocore.exceptions")
-    return (OSError, client.BotoCoreError) if client else (OSError,)
+    return OSError, *_loaded(("botocore.exceptions", "BotoCoreError"))
 
 
-def _where_they_pass() -> tuple[type[Exception], ...]:
-    """What it becomes in Ray's tasks, and in polars."""
-    import polars as pl
-    from ray.exceptions import RayError  # when there is an error: Ray must not be imported before its settings are made
-
-    return RayError, pl.exceptions.PolarsError
+def _loaded(*names: tuple[str, str]) -> tuple[type[Exception], ...]:
+    """Those of a module's classes that can have been raised, since the module is in use."""
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
 
 
 def _storage_failure(error: BaseException) -> str | None:
@@ -57,5 +55,10 @@ def _storage_failure(error: BaseException) -> str | None:
         return f"{os.strerror(errno.ENOSPC)}: {short[-1]}"
     if of_object_store := _OF_OBJECT_STORES.findall(text):
         return str(of_object_store[-1])
-    said = re.findall(r"Error: (\[Errno (\d+)\] .*)", text)
-    return next((line for line, number in reversed(said) if int(number) in _OF_STORAGE), None)
+    said = [(line, int(number)) for line, number in re.findall(r"Error: (\[Errno (\d+)\] .*)", text)]
+    said += [(line, int(number)) for line, number in re.findall(r"(\S.*\(os error (\d+)\))", text)]  # Rust's words
+    with_a_path = {line for line, _ in said if re.search(r"'/.+'", line)}
+    return next(
+        (line for line, number in reversed(said) if number in _OF_STORAGE or (number in _OF_STORAGE_WITH_A_PATH and line in with_a_path)),
+        None,
+    )

@@ -143,8 +143,7 @@ def _runs_beside(run: Run) -> list[Path]:
 
 def _made_from(run: Run, name: str) -> dict[str, str]:
     """The ids of the artifacts that a step makes its own from; those of a version without ids have none."""
-    manifests = {needed: artifacts.manifest(run.artifact(needed)) or {} for needed in STEPS[name].NEEDS}
-    return {needed: manifest.get("id", "") for needed, manifest in manifests.items()}
+    return {needed: artifacts.id_of(run.artifact(needed)) for needed in STEPS[name].NEEDS}
 
 
 def _make(run: Run, name: str, settings: dict[str, Any], say: Say, tell_progress: Say, progress_seconds: float) -> None:
@@ -153,10 +152,10 @@ def _make(run: Run, name: str, settings: dict[str, Any], say: Say, tell_progress
     work = run.work(name, artifacts.fingerprint(settings))
     if not work.is_dir():  # what lies there unfinished was made with other settings
         _remove_unfinished(run, name)
-        work.mkdir(parents=True)
     run.write_job()
     say(f"{run.job.language}  {name:<16} started")
     clock = _Clock(work)
+    clock.note()
 
     def look() -> None:
         clock.note()
@@ -203,10 +202,10 @@ def _discard(run: Run, from_step: str) -> None:
     names = list(STEPS)
     for name in reversed(names[names.index(from_step) :]):  # the last first: what is left is always whole
         folder = run.artifact(STEPS[name].MAKES)
-        (folder / artifacts.MANIFEST).unlink(missing_ok=True)
+        storage.remove_file(folder / artifacts.MANIFEST)
         _remove_unfinished(run, name)
     for result in (score_answers.SCORES, report.PAGE):
-        (run.folder / result).unlink(missing_ok=True)
+        storage.remove_file(run.folder / result)
 
 
 def _shown(manifest: dict[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ a trainer are is taken from a finished run with the same models (``--rates RUN``
 kept for training.
 """
 
+import csv
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -164,7 +165,7 @@ def _tokens(job: Job, texts: Sequence[str]) -> _Tokens:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(models.local_folder(job.models.llm, "llm"))
-    shown = list(texts[:_PROMPT_SAMPLE])
+    shown = texts[:: max(1, len(texts) // _PROMPT_SAMPLE)][:_PROMPT_SAMPLE]
     language = languages.english_name(job.language)
     examples = worked_examples(job.language, job.annotation.worked_examples)
     layout: Layout = "instructions-first" if job.annotation.layout == "auto" else job.annotation.layout
@@ -270,5 +271,19 @@ def _rows_of(file: str, read: int, wanted: int) -> float:
     if read < wanted or path.suffix.lower() in WHOLE_FILES:
         return read
     with path.open("rb") as lines:
-        sizes = [len(line) for line in itertools.islice(lines, wanted)]
-    return path.stat().st_size * len(sizes) / sum(sizes)
+        taken = 0
+
+        def counted() -> Iterator[str]:
+            nonlocal taken
+            for line in lines:
+                taken += len(line)
+                yield line.decode("utf-8", "replace")
+
+        rows: Iterator[object] = counted()
+        if path.suffix.lower() == ".csv":  # a record of which may have several lines
+            csv.field_size_limit(2**31 - 1)
+            rows = csv.reader(counted())
+            next(rows)
+            taken = 0
+        found = sum(1 for _ in itertools.islice(rows, wanted))
+    return path.stat().st_size * found / max(1, taken)

@@ -102,7 +102,7 @@ def repeatedly(action: Callable[[], None], every: float) -> Iterator[None]:
 
 def _answered(checkpoints: Path) -> int:
     """Rows of blocks that are not committed yet, for which the engine has answered."""
-    logs = storage.scratch(checkpoints.with_name(checkpoints.name.removesuffix(_CHECKPOINTS) + _IN_FLIGHT)).glob("*.jsonl")
+    logs = storage.scratch(checkpoints.with_name(checkpoints.name.removesuffix(_CHECKPOINTS) + _IN_FLIGHT)).glob("*/*.jsonl")
     return sum(len({row_id for event in _whole_lines(log) if event["event"] == "answered" for row_id in event["ids"]}) for log in logs)
 
 

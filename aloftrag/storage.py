@@ -8,6 +8,7 @@ A path in an object store behaves as a ``pathlib.Path`` (universal_pathlib over 
 Credentials and the store's address are those of the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -23,7 +24,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aloftrag.errors import UsageError
+from aloftrag.errors import RunError, UsageError
 
 _WHOLE = "_whole"  # in a published folder of an object store
 
@@ -48,8 +49,7 @@ def version(path: Path) -> str | None:
     """What an object store says to tell a file from another content of the same name; None in a file system."""
     if is_local(path):
         return None
-    about = _store(path).info(_key(path))
-    return str(about.get("ETag") or about.get("etag") or about.get("md5Hash") or about["LastModified"])
+    return _version(_store(path).info(_key(path)))
 
 
 def scan(folder: Path) -> pl.LazyFrame:
@@ -74,9 +74,15 @@ def dataset(files: Sequence[Path], schema: pa.Schema) -> Any:
     return pyarrow.dataset.dataset([_key(path) for path in files], schema=schema, filesystem=store)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it; an object store has none."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if not is_local(path):
         path.write_bytes(content)  # one request
         return
@@ -87,7 +93,7 @@ def write(path: Path, content: bytes) -> None:
 
 def write_table(table: pa.Table, path: Path, block_rows: int) -> None:
     """One Parquet file, in row groups of so many rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if is_local(path):
         pq.write_table(table, path, row_group_size=block_rows)
         return
@@ -97,16 +103,28 @@ def write_table(table: pa.Table, path: Path, block_rows: int) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with all that is in it, if it is there."""
+    """Remove a folder with all that is in it, if it is there; raises ``OSError`` when an object store keeps some of it."""
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
-    elif _store(folder).exists(_key(folder)):
-        _store(folder).rm(_key(folder), recursive=True)
+        return
+    store, key = _store(folder), _key(folder)
+    if store.exists(key):
+        store.rm(key, recursive=True)
+        if left := store.find(key):  # what it refuses, s3fs does not tell
+            raise OSError(errno.EACCES, f"the store did not remove {left[0]} and {len(left) - 1} others")
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if is_local(path):
+        path.unlink(missing_ok=True)
+    else:
+        _store(path).rm_file(_key(path))
 
 
 def copy(source: Path, destination: Path) -> None:
     """Copy a file, where it can be as a hard link: files of artifacts are replaced, never changed in place."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(destination.parent)
     if not is_local(source):
         _store(source).copy(_key(source), _key(destination))
         return
@@ -129,7 +147,7 @@ def local(path: Path) -> Path:
         return path
     store, key = _store(path), _key(path)
     found = store.find(key, detail=True)
-    about = [(name, info["size"], str(info.get("ETag") or info.get("LastModified"))) for name, info in sorted(found.items())]
+    about = [(name, info["size"], _version(info)) for name, info in sorted(found.items())]
     copied = _on_this_machine() / hashlib.blake2b(repr(about).encode(), digest_size=16).hexdigest() / path.name
     if not copied.exists():
         unfinished = copied.with_name(f".{uuid.uuid4().hex}")
@@ -160,7 +178,7 @@ def published(folder: Path) -> Iterator[Path]:
             except OSError:
                 if not folder.is_dir():
                     raise
-        else:
+        elif not is_whole(folder):
             upload(unfinished, folder)
             mark_whole(folder)
     finally:
@@ -187,7 +205,15 @@ def is_whole(folder: Path) -> bool:
 def _on_this_machine() -> Path:
     folder = Path(tempfile.gettempdir()) / f"aloftrag-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RunError(f"{folder} belongs to another user, who could read what is copied there: set TMPDIR to a folder of your own")
+    folder.chmod(0o700)
     return folder
+
+
+def _version(about: dict[str, Any]) -> str:
+    """What a store says of one content of a file: ``ETag`` of S3, ``etag`` of Google's."""
+    return str(about.get("ETag") or about.get("etag") or about["LastModified"])
 
 
 def _store(path: Path) -> Any:

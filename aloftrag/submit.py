@@ -7,7 +7,6 @@ stay connected.
 
 import asyncio
 import contextlib
-import glob
 import logging
 import os
 import shlex
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 import aloftrag
-from aloftrag import cluster
+from aloftrag import cluster, storage
+from aloftrag.corpus import matching
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
@@ -84,7 +84,7 @@ def largest_first(job: Job) -> list[str]:
 
     def size(language: str) -> int:
         paths = job.for_language(language).corpus.paths
-        return sum(os.path.getsize(file) for path in paths for file in glob.glob(path, recursive=True))
+        return sum(storage.at(file).stat().st_size for path in paths for file in matching(path))
 
     return sorted(job.languages, key=size, reverse=True)
 

@@ -136,7 +136,7 @@ class _EngineActor:
         self._engine = BusyEngine(start_engine())
         self._start_seconds = time.monotonic() - began
         self._question = question
-        self._logs = logs
+        self._logs = storage.scratch(logs.parent) / logs.name
         self._use_log, self._stopped = use / f"{uuid.uuid4().hex}.json", use / _STOPPED
         self._places = asyncio.Semaphore(2 * self._engine.max_num_seqs)  # while one waits for its next prompt, another one's runs
         self._turns = _Turns()
@@ -208,7 +208,9 @@ def ask_rows(
 
     Raises ``RunError`` when an engine cannot go on.
     """
-    logs, use = artifacts.fresh_folder(storage.scratch(_beside(answers, "in-flight"))), _beside(answers, "use")
+    in_flight, use = _beside(answers, "in-flight"), _beside(answers, "use")
+    storage.remove(storage.scratch(in_flight))  # of a start that was killed; on other machines' own disks it stays, under its own name
+    logs = in_flight / uuid.uuid4().hex
     (use / _STOPPED).unlink(missing_ok=True)
     with _explained(use / _STOPPED):
         artifacts.map_rows(

@@ -174,12 +174,13 @@ def _adapter_starter(run: Run, work: Path) -> StartEngine:
     adapter = run.artifact("adapter")
     if cluster.gpus():
         return starter(run, adapter=adapter)
-    return functools.partial(_start_merged, run, adapter, storage.scratch(work / "merged"))
+    return functools.partial(_start_merged, run, adapter, work)
 
 
-def _start_merged(run: Run, adapter: Path, merged: Path) -> Engine:
+def _start_merged(run: Run, adapter: Path, work: Path) -> Engine:
     from aloftrag.training.merge import merge_adapter
 
+    merged = storage.scratch(work / f"merged-{artifacts.id_of(adapter)}")
     merge_adapter(run.job.models.llm, adapter, merged)
     return starter(run, model=str(merged))()
 

@@ -58,7 +58,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     _hold_workers(run.job, workers, loop.last_state(work))
     began = time.time()
     _train(run.job, chats, work, workers)
-    kept = work / loop.BEST if run.job.training.keep == "best" else checkpoints.newest(work / loop.CHECKPOINTS)
+    kept = checkpoints.newest(work / (loop.BEST if run.job.training.keep == "best" else loop.CHECKPOINTS))
     assert kept is not None, "training ended without a checkpoint"
     artifacts.fresh_folder(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -188,7 +188,8 @@ def _worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         os.environ["DS_ACCELERATOR"] = "cpu"
     job, chats, work = Job.model_validate_json(config["job"]), storage.at(config["chats"]), storage.at(config["work"])
-    rows, validation = (row_store.open_or_write(chats, split, storage.scratch(work) / split) for split in _SPLITS)
+    on_disk = storage.scratch(work / f"chats-{artifacts.id_of(chats)}")
+    rows, validation = (row_store.open_or_write(chats, split, on_disk / split) for split in _SPLITS)
     tuning = loop.Tuning(models.local_folder(job.models.llm, "llm"), rows, validation, job.training, job.seed, work)
     loop.train(tuning, Worker(context.get_world_rank(), context.get_world_size()))
 

@@ -5,7 +5,7 @@ for any number of workers, batched in either way, but for rounding and for what 
 its folder:
 
     checkpoints/step-NNNNNNNNN/   the adapter, the optimiser, and which step comes next
-    best/                         the adapter with the lowest validation loss so far (keep: best)
+    best/step-NNNNNNNNN/          the adapter with the lowest validation loss so far (keep: best)
     metrics.jsonl                 a line for each step, and one for each validation
 """
 
@@ -85,7 +85,7 @@ def train(tuning: Tuning, worker: Worker) -> None:
             metrics.write({"step": step, **line})
             if settings.keep == "best" and line["validation_loss"] < lowest:
                 lowest = line["validation_loss"]
-                checkpoints.replace(tuning.folder / BEST, strategy.save_adapter, worker)
+                checkpoints.save(tuning.folder / BEST, step, strategy.save_adapter, worker)
         is_due = time.monotonic() - checkpointed > 60 * settings.checkpoint_minutes
         if step == steps or worker.of_first(is_due):  # one clock decides for all
             state = {"step": step, "lowest_validation_loss": lowest, "strategy": settings.strategy, "workers": worker.count}

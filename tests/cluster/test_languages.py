@@ -81,10 +81,12 @@ def submitted(job_files: dict[bool, Path], tmp_path_factory: pytest.TempPathFact
 
 def _holder(found: nodes.Nodes, runs: Path, pattern: str, title: str, followed: subprocess.Popen[str]) -> int:
     """The node to kill, once files that match are there."""
-    while followed.poll() is None:
+    deadline = time.monotonic() + 300
+    while followed.poll() is None and time.monotonic() < deadline:
         if any(runs.glob(f"scripted/*/{pattern}")) and (number := found.holder_of(title)) is not None:
             return number
         time.sleep(0.05)
+    followed.kill()
     pytest.fail(f"the moment never came: {pattern} with {title}: {followed.communicate()[0][-5000:]}")
 
 

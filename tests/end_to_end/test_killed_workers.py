@@ -18,7 +18,7 @@ def test_a_run_whose_workers_are_killed_ends_whole(small_job: Path, tmp_path: Pa
     try:
         engines = set()
         for name, moment in (
-            ("VLLM::EngineCore", ".work/annotate-*/annotated_texts-in-flight/*.jsonl"),
+            ("VLLM::EngineCore", ".work/annotate-*/annotated_texts-in-flight/*/*.jsonl"),
             ("ray::MapWorker(MapBatches(_EngineActor))", ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"),
             ("ray::MapWorker(MapBatches(_Embedding))", ".work/mine_negatives-*/index-checkpoints/begun.json"),
             ("ray::_ShardActor", ".work/mine_negatives-*/mined-checkpoints/begun.json"),

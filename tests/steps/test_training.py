@@ -241,7 +241,8 @@ def test_the_best_adapter_is_kept_where_the_last_is_worse(tiny_llm: Path, tmp_pa
     losses = {line["step"]: line["validation_loss"] for line in artifacts.read_jsonl(folder / "metrics.jsonl") if "validation_loss" in line}
     best = min(losses, key=lambda step: losses[step])
     assert losses[best] < losses[max(losses)]
-    again = adapted_model(tiny_llm, Training(**{key: SETTINGS[key] for key in ("lora_r", "lora_dropout")}), folder / loop.BEST)
+    kept = checkpoints.newest(folder / loop.BEST)
+    again = adapted_model(tiny_llm, Training(**{key: SETTINGS[key] for key in ("lora_r", "lora_dropout")}), kept)
     sums = loss_sums(again.eval(), collate(others, "by-length"))
     counts = sum(list(row.targets).count(CITATION) for row in others), sum(list(row.targets).count(ANSWER) for row in others)
     assert weighted(sums.citation, sums.answer, *counts, 2.0).item() == pytest.approx(losses[best], rel=1e-3)

@@ -197,6 +197,64 @@ def test_a_process_whose_place_was_taken_stops(tmp_path: Path) -> None:
         work()
 
 
+def test_a_process_that_hung_while_it_showed_itself_and_was_replaced_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim is written at last, beside that of the one that took it for dead."""
+    write_json, hung = claims.artifacts.write_json, threading.Event()
+
+    def hangs(path: Path, data: object) -> None:
+        if not hung.is_set():
+            hung.set()
+            path.unlink()
+            write(tmp_path / "-other.json", ELSEWHERE)
+            time.sleep(2.5)
+        write_json(path, data)
+
+    def work() -> None:
+        with claims.hold(tmp_path):
+            monkeypatch.setattr(claims.artifacts, "write_json", hangs)
+            time.sleep(8)
+            pytest.fail("it went on")
+
+    with pytest.raises(RunError, match="another process took over"):
+        work()
+    assert (tmp_path / "-other.json").exists()
+
+
+def test_nobody_is_taken_for_dead_because_the_storage_was_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away, ended, began = threading.Event(), threading.Event(), threading.Event()
+    read = claims._read
+
+    def fails(path: Path) -> object:
+        if away.is_set():
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            if not away.is_set():
+                time.sleep(0.4)  # who waits looks first
+                write(tmp_path / "-other.json", ELSEWHERE)
+
+    def wait() -> None:
+        with claims.hold(tmp_path, order="x", wait=True, say=lambda line: None):
+            began.set()
+
+    monkeypatch.setattr(claims, "_read", fails)
+    write(tmp_path / "-other.json", ELSEWHERE)
+    threads = [threading.Thread(target=work) for work in (beat, wait)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    away.set()
+    time.sleep(2.5)
+    away.clear()
+    assert not began.wait(1.5)
+    ended.set()
+    assert began.wait(5)  # now the other one is dead
+    for thread in threads:
+        thread.join()
+
+
 def test_ctrl_c_is_no_lost_place(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), claims.hold(tmp_path):
         raise KeyboardInterrupt

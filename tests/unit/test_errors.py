@@ -13,6 +13,8 @@ from aloftrag.errors import RunError, storage_failures_explained
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "No space left on device: '/a/b'"),
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
         (OSError("115200 requested and 1984 written"), "No space left on device: 115200 requested and 1984 written"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/mnt/x"), "Transport endpoint is not connected: '/mnt/x'"),
+        (OSError("I/O error: No space left on device (os error 28)"), "No space left on device (os error 28)"),
     ],
 )
 def test_what_the_storage_refuses_is_one_line(error: OSError, said: str) -> None:
@@ -23,7 +25,14 @@ def test_what_the_storage_refuses_is_one_line(error: OSError, said: str) -> None
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "x"), ConnectionRefusedError(errno.ECONNREFUSED, "no")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "no"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    ],
+)
 def test_other_errors_keep_their_traceback(error: OSError) -> None:
     with pytest.raises(type(error)), storage_failures_explained():
         raise error

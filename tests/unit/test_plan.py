@@ -126,7 +126,7 @@ def test_rows_are_estimated_from_the_beginnings_of_files(kind: str, tmp_path: Pa
 
     for name, count in (("a", 30_000), ("b", 10_000), ("c", 40)):
         table = pl.DataFrame(
-            {"text": [f"The lift {name} number {number:06d} stops." for number in range(count)], "other": ["x" * 50] * count}
+            {"text": [f"The lift {name} number {number:06d} stops." for number in range(count)], "other": ["a\nb\n" * 10] * count}
         )
         file = tmp_path / f"{name}.{kind}"
         table.write_parquet(file) if kind == "parquet" else table.write_ndjson(file) if kind == "jsonl" else table.write_csv(file)

@@ -44,11 +44,11 @@ def test_rows_before_a_kill_say_nothing_of_the_rate_after_it(tmp_path: Path) -> 
 
 def test_rows_that_the_engine_has_answered_count_before_their_block_ends(tmp_path: Path) -> None:
     begun(tmp_path / "replies-base-checkpoints", 300)
-    log = InFlightLog(tmp_path / "replies-base-in-flight", ["a", "b", "c"])
+    log = InFlightLog(tmp_path / "replies-base-in-flight" / "start", ["a", "b", "c"])
     log.asked(["a"], alone=False)
     log.asked(["b"], alone=False)
     log.answered("a")
-    (tmp_path / "replies-base-in-flight" / "cut.jsonl").write_text('{"event": "asked", "ids": ["z"], "alone"')
+    (tmp_path / "replies-base-in-flight" / "start" / "cut.jsonl").write_text('{"event": "asked", "ids": ["z"], "alone"')
     assert str(progress.of_work(tmp_path)) == "replies-base: 1 of 300 rows, 3600.0 s each, 12 d 11 h left"
 
 

@@ -71,10 +71,10 @@ def test_a_published_folder_is_whole_or_not_there(folder: Path) -> None:
 
 def test_of_two_that_publish_the_same_folder_one_wins(folder: Path) -> None:
     with storage.published(folder / "made") as first, storage.published(folder / "made") as second:
-        for unfinished in (first, second):
-            (unfinished / "x.txt").write_text("x")
+        for unfinished, content in ((first, "first"), (second, "second")):
+            (unfinished / "x.txt").write_text(content)
     assert storage.is_whole(folder / "made")
-    assert (folder / "made" / "x.txt").read_text() == "x"
+    assert (folder / "made" / "x.txt").read_text() == "second"  # which was done first
 
 
 def test_a_local_copy_is_that_of_the_content_of_now(folder: Path) -> None:
@@ -89,6 +89,8 @@ def test_an_artifact_is_linked_without_its_manifest(folder: Path) -> None:
         storage.write(folder / "made" / name, b"x")
     artifacts.link(folder / "made", folder / "other")
     storage.remove(folder / "made")
+    with pytest.raises(FileNotFoundError, match="is being removed"):
+        artifacts.link(folder / "made", folder / "another")
     assert sorted(path.name for path in (folder / "other").rglob("*") if path.is_file()) == ["x.parquet", "y.parquet"]
 
 
@@ -170,3 +172,50 @@ def test_a_store_that_goes_away_takes_no_run_from_its_process(monkeypatch: pytes
             time.sleep(2)  # some beats that reach nobody
             with pytest.raises(Exception, match="connect"):
                 list(folder.glob("*.json"))
+
+
+class _Stubborn(_Busy):
+    """An object store in which files can be put and read, and nothing else: no bucket is made, and none is removed."""
+
+    protocol_version = "HTTP/1.1"  # who puts a file asks first whether to
+    files: dict[str, bytes] = {}  # noqa: RUF012
+
+    def _answer(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path, _, query = self.path.partition("?")
+        status, said = 403, b""
+        if path.strip("/").count("/") > 0 and self.command in ("PUT", "GET", "HEAD"):
+            status = 200 if self.command == "PUT" or path in self.files else 404
+            if self.command == "PUT":
+                self.files[path] = content
+            else:
+                said = self.files.get(path, b"")
+        elif self.command == "GET" and "list-type=2" in query:
+            names = "".join(f"<Contents><Key>{name.split('/', 2)[2]}</Key><Size>1</Size></Contents>" for name in self.files)
+            status, said = 200, f"<ListBucketResult><KeyCount>{len(self.files)}</KeyCount>{names}</ListBucketResult>".encode()
+        elif self.command == "POST" and "delete" in query:
+            errors = "".join(f"<Error><Key>{name.split('/', 2)[2]}</Key><Code>AccessDenied</Code></Error>" for name in self.files)
+            status, said = 200, f"<DeleteResult>{errors}</DeleteResult>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(said)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
+
+
+def test_a_store_that_makes_no_bucket_is_written_to_and_one_that_keeps_a_file_says_so() -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stubborn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environ = {**environment_of(server.server_port), "AWS_MAX_ATTEMPTS": "1", "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+    with in_this_process(environ):
+        folder = storage.at("s3://stubborn/folder")
+        storage.write(folder / "x.json", b"{}")
+        assert (folder / "x.json").read_bytes() == b"{}"
+        with pytest.raises(OSError, match=r"did not remove stubborn/folder/x\.json"):
+            storage.remove(folder)
+        with pytest.raises(OSError, match=r"Forbidden|denied|Denied"):
+            storage.remove_file(folder / "x.json")
+    server.shutdown()
+    server.server_close()
