@@ -12,7 +12,8 @@ _OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE,
 _OF_STORAGE_WITH_A_PATH = {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}  # without one they are the network's
 _OF_OBJECT_STORES = re.compile(
     # pyarrow's words, those of botocore and s3fs, and polars'
-    r"AWS Error (?:NETWORK_CONNECTION|NO_SUCH_BUCKET|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|ACCESS_DENIED|UNKNOWN \(HTTP status 5\d\d\)).*"
+    r"AWS Error (?:NETWORK_CONNECTION|NO_SUCH_BUCKET|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|ACCESS_DENIED"
+    r"|UNKNOWN \(HTTP status 5\d\d\)).*"
     r"|(?:EndpointConnection|ConnectTimeout|ReadTimeout|ConnectionClosed|NoCredentials|Permission)Error: (?!\[Errno).*"
     r"|The specified bucket does not exist|Generic S3 error.*"
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aloftrag import storage
+from aloftrag import artifacts, storage
 from tests.end_to_end import small_job
 from tests.end_to_end.driver import ended, environment, finish, kill_when, start, wait_for
 from tests.object_store import BUCKET, in_this_process, s3_server
@@ -57,6 +57,17 @@ def test_a_run_in_an_object_store_that_is_killed_ends_whole(job_path: Path, stor
     assert scores["questions"] == 8
     status = finish(start(["status", str(run)], environ=store))
     assert status.count("done") == 7
+    # Made anew from other rows with the same settings: what this machine has of the rows before must not be trained on.
+    (file, *others) = artifacts.parquet_files(run / "annotations")
+    artifacts.write_table(storage.parquet(file).read().slice(0, 8), file)
+    for other in others:
+        storage.remove_file(other)
+    finish(start([*arguments, "--redo", "mine_negatives", "--only", "mine_negatives"], environ=store))
+    for step in ("assemble_chats", "tune_adapter"):
+        finish(start([*arguments, "--only", step], environ=store))
+    made = {name: artifacts.manifest(run / name) for name in ("chats", "adapter")}
+    assert 0 < made["chats"]["counts"]["chats"] <= 8
+    assert made["adapter"]["counts"]["steps"] == -(-made["chats"]["counts"]["chats"] // 4)
 
 
 @pytest.mark.parametrize(
