@@ -179,7 +179,7 @@ def test_redo_discards_a_step_and_all_after_it_and_nothing_before(
 
     def spy(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         there.extend(path for path in run.folder.iterdir() if path.name not in ("job.json", ".work", ".claims"))
-        assert list(work.iterdir()) == []
+        assert [path.name for path in work.iterdir()] == ["seconds.json"]
         return make(run, folder, work)
 
     monkeypatch.setattr(pipeline.STEPS[redone], "make", spy)
