@@ -18,6 +18,7 @@ from aloftrag.corpus import WHOLE_FILES, chunker, normalised, read_rows, text_id
 from aloftrag.errors import UsageError
 from aloftrag.evaluation.questions import gold_files, read_gold
 from aloftrag.job import Job
+from aloftrag.progress import duration
 from aloftrag.prompts import rag, rate_qa, rate_text, write_qa
 from aloftrag.prompts.chat import encode_content
 from aloftrag.prompts.layout import Layout
@@ -232,11 +233,14 @@ def search_line(job: Job, steps: Sequence[StepPlan]) -> str:
 
 def table(steps: Sequence[StepPlan], rates: Rates, gpus: int) -> Iterator[str]:
     """The plan as lines."""
-    yield f"{'step':<18}{'rows':>15}{'tokens':>20}{f'hours, {gpus} GPU':>14}{'GPU hours':>12}{'disk MB':>14}"
+
+    def line(name: str, counts: str, hours: float, gpu_hours: float, disk_mb: float) -> str:
+        return f"{name:<18}{counts:>35}{duration(3600 * hours):>14}{gpu_hours:>12.2f}{disk_mb:>14,.1f}"
+
+    yield f"{'step':<18}{'rows':>15}{'tokens':>20}{f'time, {gpus} GPU':>14}{'GPU hours':>12}{'disk MB':>14}"
     for step in steps:
-        yield f"{step.step:<18}{step.rows:>15,}{step.tokens:>20,}{step.hours:>14.2f}{step.gpu_hours:>12.2f}{step.disk_mb:>14,.1f}"
-    hours, gpu_hours, disk = (sum(getattr(step, name) for step in steps) for name in ("hours", "gpu_hours", "disk_mb"))
-    yield f"{'together':<53}{hours:>14.2f}{gpu_hours:>12.2f}{disk:>14,.1f}"
+        yield line(step.step, f"{step.rows:,}{step.tokens:>20,}", step.hours, step.gpu_hours, step.disk_mb)
+    yield line("together", "", *(sum(getattr(step, name) for step in steps) for name in ("hours", "gpu_hours", "disk_mb")))
     yield f"Rates are {rates.source}."
 
 

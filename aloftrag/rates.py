@@ -6,6 +6,8 @@ from pathlib import Path
 from aloftrag import artifacts
 from aloftrag.errors import RunError
 
+_UNTIL_TASKS_RUN = 2.0  # seconds that Ray takes, and most of what a small run takes for these steps
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -69,9 +71,11 @@ def measured(folder: Path) -> Rates:
         embedding=embedders["characters"] / max(0.1, embedders["seconds"]),
         training=adapter["tokens_per_second"] / adapter["workers"],
         searching=ASSUMED.searching,
-        loading=counts["texts"]["characters"] / max(0.1, seconds["load_texts"]),
-        assembling=selected["chats"] / max(0.1, seconds["assemble_chats"]),
+        loading=counts["texts"]["characters"] / max(0.1, _rest(seconds["load_texts"], _UNTIL_TASKS_RUN)),
+        assembling=selected["chats"] / max(0.1, _rest(seconds["assemble_chats"], _UNTIL_TASKS_RUN)),
         start_up={
+            "load_texts": min(seconds["load_texts"], _UNTIL_TASKS_RUN),
+            "assemble_chats": min(seconds["assemble_chats"], _UNTIL_TASKS_RUN),
             "annotate": _rest(seconds["annotate"], annotators["seconds"] / annotators["count"]),
             "mine_negatives": _rest(seconds["mine_negatives"], embedders["seconds"] / embedders["count"]),
             "tune_adapter": _rest(seconds["tune_adapter"], training_seconds),

@@ -68,7 +68,7 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     )
     counts = pl.DataFrame(read.take_all()).sum().row(0, named=True)
 
-    prefixes = [path.name for path in sorted(parts.iterdir())]
+    prefixes = [path.name for path in sorted(parts.glob("*"))]
     if not prefixes:
         raise RunError(f"corpus.paths: no usable text in {len(paths)} files ({_nonzero(counts)})")
     merged = ray.data.from_items([{"prefix": prefix} for prefix in prefixes], override_num_blocks=len(prefixes)).map(

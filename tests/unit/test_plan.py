@@ -78,14 +78,14 @@ def test_tokens_are_those_of_the_prompts() -> None:
 def finished(tmp_path: Path) -> Path:
     """A finished run, as its manifests tell: engines of 100 tokens a second, three of five questions kept."""
     counts: dict[str, tuple[str, float, dict[str, Any]]] = {
-        "texts": ("load_texts", 2, {"characters": 1000}),
+        "texts": ("load_texts", 4, {"characters": 1000}),
         "annotations": (  # of 50 texts 10 are rated too low, of 50 questions about the others 40 can be used
             "annotate",
             130,
             {"texts": 50, "texts_with_questions": 40, "questions": 40, "engines": {"count": 2, "seconds": 200, "tokens": 20_000}},
         ),
         "negatives": ("mine_negatives", 30, {"embedders": {"count": 1, "seconds": 10, "characters": 5000}}),
-        "chats": ("assemble_chats", 5, {"questions": 60, "chats": 20, "kept": {"train": 20, "held_out": 4}}),
+        "chats": ("assemble_chats", 7, {"questions": 60, "chats": 20, "kept": {"train": 20, "held_out": 4}}),
         "adapter": ("tune_adapter", 110, {"tokens": 8000, "tokens_per_second": 80.0, "workers": 1}),
         "answers": ("answer_questions", 60, {"engines": {"count": 1, "seconds": 40, "tokens": 2000}}),
     }
@@ -99,7 +99,8 @@ def test_rates_are_those_of_a_finished_run(finished: Path) -> None:
     assert (rates.annotating, rates.answering, rates.embedding, rates.training) == (100, 50, 500, 80)
     assert (rates.loading, rates.assembling) == (500, 4)
     assert (rates.asked, rates.written, rates.kept) == (0.8, 0.8, 0.6)
-    assert rates.start_up == {"annotate": 30, "mine_negatives": 20, "tune_adapter": 10, "answer_questions": 20}
+    of_ray = {"load_texts": 2, "assemble_chats": 2}
+    assert rates.start_up == {**of_ray, "annotate": 30, "mine_negatives": 20, "tune_adapter": 10, "answer_questions": 20}
     assert f"measured in {finished}" in list(plan.table(plan.plan(job(), rates, sample=sample(1000)), rates, 1))[-1]
 
 
