@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -18,10 +19,15 @@ REPOSITORY = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 
 
+_PORTS = random.sample(range(20_000, 32_000), 12_000)  # which neither Ray nor the system give to others meanwhile
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody has, and that is given once."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("0.0.0.0", port := _PORTS.pop()))
+            return port
 
 
 class Nodes:
