@@ -43,9 +43,15 @@ class Nodes:
         self._wait_for(dashboard)
 
     def add(self, cpus: int = 4, gpus: int = 0) -> int:
-        """Start a node; returns its number."""
+        """Start a node; returns its number. One after the other: two that start at once may give their sockets the same name."""
         self._start(f"--address={self.ray_address}", cpus=cpus, gpus=gpus)
-        return len(self._processes) - 1
+        number = len(self._processes) - 1
+        log, deadline = self._folder / f"node-{number}.log", time.monotonic() + 120
+        while "will now block" not in log.read_text():
+            assert self._processes[number].poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        return number
 
     def kill(self, number: int) -> None:
         """SIGKILL everything of a node."""
