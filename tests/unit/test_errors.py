@@ -14,6 +14,10 @@ from aloftrag.errors import RunError, storage_failures_explained
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
         (OSError("115200 requested and 1984 written"), "No space left on device: 115200 requested and 1984 written"),
         (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/mnt/x"), "Transport endpoint is not connected: '/mnt/x'"),
+        (
+            ConnectionRefusedError("object-store error: Generic S3 error: in 6 s (path: s3://b/x)\n\nCaused by: TCP"),
+            "Generic S3 error: in 6 s",
+        ),
         (OSError("I/O error: No space left on device (os error 28)"), "No space left on device (os error 28)"),
     ],
 )

@@ -153,9 +153,8 @@ def away(request: pytest.FixtureRequest) -> Iterator[Path]:
         lambda folder: object_store.matching(f"{folder}/**/*.md"),
         lambda folder: storage.write(folder / "x.json", b"{}"),
         lambda folder: artifacts.write_table(pa.table({"a": [1]}), folder / "x.parquet"),
-        lambda folder: storage.scan(folder).collect(),
     ],
-    ids=["file", "folder", "glob", "deep glob", "rglob", "matching", "write", "table", "scan"],
+    ids=["file", "folder", "glob", "deep glob", "rglob", "matching", "write", "table"],
 )
 def test_a_store_that_does_not_answer_is_not_an_empty_one(away: Path, ask: Callable[[Path], Any]) -> None:
     with pytest.raises(RunError, match=r"the storage failed .* the same command goes on"), storage_failures_explained():
