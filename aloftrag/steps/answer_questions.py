@@ -14,7 +14,6 @@ import pyarrow as pa
 from aloftrag import artifacts, cluster, models, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import Completion, Engine, PromptRefused, StartEngine, pool, starter
-from aloftrag.errors import RunError
 from aloftrag.evaluation import contexts
 from aloftrag.evaluation import questions as evaluation_questions
 from aloftrag.job import Job
@@ -72,7 +71,9 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     is_constrained = free_form < FORMAT_KEPT if constrained == "auto" else constrained
     adapter = _ask(run, questions, work, "adapter", _adapter_starter(run, work), free=not is_constrained, constrained=is_constrained)
     scored = "constrained" if is_constrained else "free"
-    _hold_applied(base, adapter, scored, _ROUNDING_GPU if cluster.gpus() else _ROUNDING_CPU)
+    not_applied = why_not_applied(
+        base, adapter, scored, _ROUNDING_GPU if cluster.gpus() else _ROUNDING_CPU, base_model.is_trained(run.artifact("adapter"))
+    )
     for variant, replies in (("base", base), ("adapter", adapter)):
         table = answers_table(
             artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained, may_be_absent=run.job.may_be_absent
@@ -80,20 +81,23 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
     unanswered = base[scored].null_count + adapter[scored].null_count
     engines = pool.engine_use(*(_replies(work, variant) for variant in ("base", "adapter")))
-    return {**counts, "unanswered": unanswered, "constrained": is_constrained, "base_format_ok_free": free_form, "engines": engines}
+    counts |= {"unanswered": unanswered, "constrained": is_constrained, "base_format_ok_free": free_form, "engines": engines}
+    return counts if not_applied is None else {**counts, "not_applied": not_applied}
 
 
-def _hold_applied(base: pa.Table, adapter: pa.Table, scored: str, rounding: float) -> None:
-    """Raises ``RunError`` when the adapter answers as the base does, word for word and in the probabilities, but for rounding."""
+def why_not_applied(base: pa.Table, adapter: pa.Table, scored: str, rounding: float, is_trained: bool) -> str | None:
+    """What shows that the adapter changed nothing, if so: it answers as the base does, word for word and in the probabilities.
+
+    ``base`` and ``adapter``: tables of ``_REPLIES``; ``scored``: their column; ``rounding``: how far equal log-probabilities may lie apart.
+    """
     of_base = {row["question_id"]: row for row in base.to_pylist()}
     pairs = [(of_base[row["question_id"]], row) for row in adapter.to_pylist()]
     replied = [(one, other) for one, other in pairs if one[scored] is not None or other[scored] is not None]
     same = sum(_is_same(one, other, scored, rounding) for one, other in replied)
-    if replied and len(replied) - same <= _TURNED * len(replied):
-        raise RunError(
-            f"answer_questions: the adapter was not applied: {same} of {len(replied)} replies are the base model's, with the same "
-            "probabilities; a comparison would say nothing (adapter/metrics.jsonl shows whether it learned anything)"
-        )
+    if is_trained and (not replied or len(replied) - same > _TURNED * len(replied)):
+        return None
+    why = "adapter/metrics.jsonl shows whether it learned anything" if is_trained else "it was never trained (B is 0 in all its layers)"
+    return f"the adapter was not applied: {same} of {len(replied)} replies are those of the base model, with the same probabilities; {why}"
 
 
 def _is_same(one: Row, other: Row, scored: str, rounding: float) -> bool:

@@ -150,6 +150,8 @@ def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, count
             for reply, contexts in zip(base["completion_free"], base["context_ids"].list.len(), strict=True)
         ]
         scores["base"]["format_ok_free"] = _rounded(np.mean([reply is not None for reply in free]))
+    if "not_applied" in counts:
+        scores["not_applied"] = counts["not_applied"]
     scores["verdict"], scores["why"] = verdict(scores)
     return scores
 

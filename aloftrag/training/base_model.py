@@ -1,6 +1,8 @@
 """Which model an adapter belongs to, and whether it changes that model at all."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aloftrag import artifacts, models
 from aloftrag.errors import RunError
@@ -25,28 +27,34 @@ def name_base_model(adapter: Path, job: Job) -> None:
 
 
 def hold_adapter(adapter: Path, job: Job) -> None:
-    """Raises ``RunError`` for an adapter of another model than the job's, and for one that changes nothing (LoRA's B is 0)."""
-    from safetensors import deserialize
-
+    """Raises ``RunError`` for an adapter of another model than the job's."""
     named, wanted = artifacts.read_json(adapter / _CONFIG)["base_model_name_or_path"], base_model(job)
     if named != wanted and _is_hub_id(named) and _is_hub_id(wanted):
         raise RunError(f"{adapter}: an adapter of {named}, but models.llm is {wanted}; --redo tune_adapter makes one of it")
     shapes = _shapes(models.local_folder(job.models.llm, "llm"))
-    changes = False
-    for name, tensor in deserialize((adapter / _WEIGHTS).read_bytes()):  # as bytes: numpy knows no bfloat16
-        layer, _, matrix = name.removeprefix(_PREFIX).rpartition(".lora_")
-        if matrix[:1] not in ("A", "B"):
-            continue
+    for name, layer, matrix, tensor in _matrices(adapter):
         outputs, inputs = shapes.get(f"{layer}.weight", (None, None))
-        expected, found = (outputs, tensor["shape"][0]) if matrix.startswith("B") else (inputs, tensor["shape"][1])
+        expected, found = (outputs, tensor["shape"][0]) if matrix == "B" else (inputs, tensor["shape"][1])
         if expected not in (None, found):
             raise RunError(
                 f"{adapter}: an adapter of another model ({named}) than models.llm ({wanted}): {name} is {found} wide, not {expected}; "
                 "--redo tune_adapter makes one of it"
             )
-        changes = changes or (matrix.startswith("B") and any(tensor["data"]))
-    if not changes:
-        raise RunError(f"{adapter}: the adapter was never trained (B is 0 in all its layers) and changes nothing; --redo tune_adapter")
+
+
+def is_trained(adapter: Path) -> bool:
+    """Whether an adapter changes its model: LoRA's B begins as 0 in every layer."""
+    return any(any(tensor["data"]) for _, _, matrix, tensor in _matrices(adapter) if matrix == "B")
+
+
+def _matrices(adapter: Path) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """The name, layer, matrix (A or B) and tensor of each of LoRA's matrices."""
+    from safetensors import deserialize
+
+    for name, tensor in deserialize((adapter / _WEIGHTS).read_bytes()):  # as bytes: numpy knows no bfloat16
+        layer, _, matrix = name.removeprefix(_PREFIX).rpartition(".lora_")
+        if matrix[:1] in ("A", "B"):
+            yield name, layer, matrix[:1], tensor
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Two jobs that differ in how they are evaluated share all that comes before; and an adapter that does nothing stops its run.
+"""Two jobs that differ in how they are evaluated share all that comes before; and an adapter that does nothing is told.
 
 With real engine, embedder and trainer on a two-layer random model.
 """
@@ -27,7 +27,7 @@ def scaled_b(adapter: Path, factor: float) -> None:
     save_file(scaled, weights)
 
 
-def test_what_is_shared_is_made_once_and_an_adapter_that_does_nothing_is_not_compared(small_job: Path, tmp_path: Path) -> None:
+def test_what_is_shared_is_made_once_and_an_adapter_that_does_nothing_is_held(small_job: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     arguments = ["run", str(small_job), "--runs", str(runs)]
     finish(start(arguments))
@@ -41,10 +41,15 @@ def test_what_is_shared_is_made_once_and_an_adapter_that_does_nothing_is_not_com
     assert "test/en" in (runs / "other" / "en" / "report.html").read_text()
 
     shutil.rmtree(runs / "test")  # what was taken from it stays whole
-    adapter = runs / "other" / "en" / "adapter"
-    for factor, said in ((1e-12, "the adapter was not applied"), (0.0, "was never trained")):
-        scaled_b(adapter, factor)
+    run = runs / "other" / "en"
+    for factor, cause in ((1e-12, "metrics.jsonl shows"), (0.0, "it was never trained")):
+        scaled_b(run / "adapter", factor)
         process = start([*other, "--redo", "answer_questions"])
         output = ended(process, 600)
         assert process.returncode == 1, output[-3000:]
-        assert said in output.strip().splitlines()[-1]
+        scores = artifacts.read_json(run / "scores.json")
+        assert scores["verdict"] == "hold"
+        assert scores["why"].startswith("the adapter was not applied: 4 of 4 replies")
+        assert cause in scores["why"]
+        assert scores["why"] in output.strip().splitlines()[-1]
+        assert scores["why"] in (run / "report.html").read_text()

@@ -260,12 +260,19 @@ def replies_of(*rows: tuple[str | None, float | None]) -> pa.Table:
     ],
 )
 def test_an_adapter_that_answers_as_the_base_does_was_not_applied(base: list[Any], adapter: list[Any], is_applied: bool) -> None:
-    tables = replies_of(*base), replies_of(*adapter)
-    if is_applied:
-        answer_questions._hold_applied(*tables, "free", rounding=1e-4)
-        return
-    with pytest.raises(RunError, match="the adapter was not applied"):
-        answer_questions._hold_applied(*tables, "free", rounding=1e-4)
+    why = answer_questions.why_not_applied(replies_of(*base), replies_of(*adapter), "free", rounding=1e-4, is_trained=True)
+    assert (why is None) == is_applied
+    if why is not None:
+        assert "the adapter was not applied" in why
+        assert "never trained" not in why
+
+
+@pytest.mark.parametrize("adapter", [[("a", -2.0)] * 3, [("b", -1.0)] * 3])  # whatever rounding makes of it
+def test_an_untrained_adapter_was_not_applied(adapter: list[Any]) -> None:
+    tables = replies_of(*[("a", -2.0)] * 3), replies_of(*adapter)
+    why = answer_questions.why_not_applied(*tables, "free", rounding=1e-4, is_trained=False)
+    assert why is not None
+    assert "it was never trained (B is 0 in all its layers)" in why
 
 
 def test_a_cut_reply_and_a_prompt_too_long_are_no_replies() -> None:
@@ -326,6 +333,7 @@ def answered(run_to_answer: Callable[[dict[str, Any]], Run], work: Path, monkeyp
         # The scripted engine needs no merged model.
         monkeypatch.setattr(answer_questions, "_adapter_starter", lambda run, work: answer_questions.starter(run, model="merged"))
         monkeypatch.setattr(answer_questions.base_model, "hold_adapter", lambda adapter, job: None)  # there is none
+        monkeypatch.setattr(answer_questions.base_model, "is_trained", lambda adapter: True)
         return run, answer_questions.make(run, run.artifact("answers"), work)
 
     return make

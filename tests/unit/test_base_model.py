@@ -1,4 +1,4 @@
-"""Adapters that belong to another model, or change nothing, are told before anything is asked."""
+"""Adapters that belong to another model are told before anything is asked, and those that change nothing are known."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from aloftrag import job
 from aloftrag.errors import RunError
 from aloftrag.job import Job
-from aloftrag.training.base_model import hold_adapter
+from aloftrag.training.base_model import hold_adapter, is_trained
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 SMOLLM2_WIDTH = 576
@@ -59,8 +59,9 @@ def test_weights_in_bfloat16_and_matrices_of_other_kinds_are_no_trouble(adapter:
     tensors = {name: values.to(torch.bfloat16) for name, values in load_file(folder / "adapter_model.safetensors").items()}
     save_file({**tensors, f"{LAYER}.lora_magnitude_vector.weight": torch.ones(3)}, folder / "adapter_model.safetensors")
     hold_adapter(folder, small)
+    assert is_trained(folder)
 
 
-def test_an_untrained_adapter_is_told(adapter: Any, small: Job) -> None:
-    with pytest.raises(RunError, match="never trained"):
-        hold_adapter(adapter(SMOLLM2_WIDTH, 0.0), small)
+@pytest.mark.parametrize(("b", "expected"), [(1e-12, True), (0.0, False)])
+def test_an_adapter_is_trained_when_its_b_is_not_0(b: float, expected: bool, adapter: Any) -> None:
+    assert is_trained(adapter(SMOLLM2_WIDTH, b)) == expected

@@ -37,6 +37,10 @@ def test_an_adapter_ships_when_it_cites_better_and_answers_no_worse(difference: 
     assert verdict(difference)[0] == word
 
 
+def test_an_adapter_that_was_not_applied_is_held_whatever_the_difference() -> None:
+    assert verdict({**scores(UP, UP), "not_applied": "the adapter was not applied"}) == ("hold", "the adapter was not applied")
+
+
 def test_the_reason_gives_the_gain_in_points_and_its_interval() -> None:
     assert verdict(scores(UP, EVEN))[1] == "exact citations +12.3 points (95% CI 8.1 to 16.4) and answers no worse"
 
