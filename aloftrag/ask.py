@@ -19,7 +19,7 @@ from aloftrag.prompts.chat import ChatPrompt
 from aloftrag.retrieval import near_duplicates, shards
 from aloftrag.retrieval.embedder import Embedder
 from aloftrag.retrieval.text_store import TextStore
-from aloftrag.training.base_model import hold_adapter
+from aloftrag.training.base_model import hold_adapter, is_trained
 from aloftrag.training.merge import merge_adapter
 
 
@@ -39,7 +39,10 @@ def ask(run: Run, question: str) -> tuple[list[str], str]:
     for artifact in ("texts", "negatives", "adapter"):
         if artifacts.manifest(run.artifact(artifact)) is None:
             raise RunError(f"{run.folder}: {artifact} is not finished; run the job first")
-    hold_adapter(run.artifact("adapter"), run.job)
+    adapter = run.artifact("adapter")
+    hold_adapter(adapter, run.job)
+    if not is_trained(adapter):
+        raise RunError(f"{adapter}: never trained, B is 0 in all its layers; run the job with --redo tune_adapter")
     from transformers import AutoTokenizer
 
     models = run.job.models

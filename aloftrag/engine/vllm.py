@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aloftrag import storage
+from aloftrag.cpus import usable_cpus
 from aloftrag.engine.port import Completion, EngineDead, PromptRefused
 from aloftrag.models import local_folder, longest_prompt
 from aloftrag.prompts.chat import PlainPrompt, Prompt
@@ -150,7 +151,7 @@ def _cpu_arguments(settings: VllmSettings) -> dict[str, Any]:
 def _prepare_cpu() -> None:
     """Threads and memory of the CPU build; without effect on a GPU. Before torch is imported, which reads them once."""
     # Ray gives a worker one thread for each CPU that it asked for; the engine is the only worker that computes.
-    os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
+    os.environ["OMP_NUM_THREADS"] = str(usable_cpus())
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, memory // 4 >> 30)))  # GiB: a quarter of the machine

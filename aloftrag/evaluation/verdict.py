@@ -9,12 +9,12 @@ _ANSWER_METRICS = ("answer_accuracy", "answer_f1")
 def verdict(scores: dict[str, Any]) -> tuple[str, str]:
     """``ship`` or ``hold``, and why, from the ``difference``, ``adapter`` and ``baselines`` of scores.json.
 
-    ``not_applied``, where it is there, says that there is no difference to judge.
+    ``not_applied``, where it is there, says why there is no difference to judge.
     Ship: exact citations are better with the 95 % interval above 0, and no answer metric that is there is worse with its
     interval below 0.
     """
     if "not_applied" in scores:
-        return HOLD, scores["not_applied"]
+        return HOLD, f"the adapter was not applied: {scores['not_applied']}"
     difference = scores["difference"]
     exact = difference["citation_exact"]
     worse = [name for name in _ANSWER_METRICS if name in difference and difference[name]["ci95"][1] < 0]

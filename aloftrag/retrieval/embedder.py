@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from aloftrag.cpus import usable_cpus
 from aloftrag.job import EmbedderPrompts
 from aloftrag.models import local_folder
 
@@ -14,7 +15,7 @@ class Embedder:
     """An embedding model in this process: on a GPU in half precision, on a CPU in float32."""
 
     def __init__(self, model: str, prompts: EmbedderPrompts | None):
-        os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())  # Ray gives a worker one thread unless it asks for more CPUs
+        os.environ["OMP_NUM_THREADS"] = str(usable_cpus())  # Ray gives a worker one thread unless it asks for more CPUs
         import torch
         from sentence_transformers import SentenceTransformer
 

@@ -5,13 +5,14 @@ adds up without rounding while sums stay below 32; those of normalised vectors s
 whichever shard, on whichever device and in whatever order it is computed, and what is found does not depend on the shards.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from aloftrag.cpus import usable_cpus
 
 _BLOCK = 32_768  # texts scored at once
 _SPARE = 8  # candidates more than twice those asked for, among which float64 chooses
@@ -202,7 +203,7 @@ def _nearest_in_lists(lists: Any, queries: np.ndarray, k: int, nprobe: int) -> t
     by_list = np.argsort(looked_at.ravel(), kind="stable")
     ends = np.searchsorted(looked_at.ravel()[by_list], np.arange(lists.nlist), side="right")
     asking = np.split(by_list // nprobe, ends[:-1])
-    threads = os.cpu_count() or 1
+    threads = usable_cpus()
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
         parts = pool.map(lambda first: _search_lists(lists, range(first, lists.nlist, threads), queries, asking, k), range(threads))
         heap = faiss.ResultHeap(len(queries), k, keep_max=True)

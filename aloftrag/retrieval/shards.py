@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import itertools
 import math
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import pyarrow.compute as pc
 
 from aloftrag import artifacts, cluster, storage
 from aloftrag.artifacts import RowGroup
+from aloftrag.cpus import usable_cpus
 from aloftrag.errors import RunError
 from aloftrag.retrieval import ivf
 from aloftrag.retrieval.index import Index, index_of
@@ -241,7 +241,7 @@ def _use_all_cores() -> None:
     import threadpoolctl
 
     importlib.import_module("faiss")  # only what is loaded by now gets the threads
-    threadpoolctl.threadpool_limits(os.cpu_count())
+    threadpoolctl.threadpool_limits(usable_cpus())
 
 
 def read_sample(questions: Path, count: int) -> pa.Table:

@@ -90,14 +90,15 @@ def why_not_applied(base: pa.Table, adapter: pa.Table, scored: str, rounding: fl
 
     ``base`` and ``adapter``: tables of ``_REPLIES``; ``scored``: their column; ``rounding``: how far equal log-probabilities may lie apart.
     """
+    if not is_trained:
+        return "it was never trained, B is 0 in all its layers"
     of_base = {row["question_id"]: row for row in base.to_pylist()}
     pairs = [(of_base[row["question_id"]], row) for row in adapter.to_pylist()]
     replied = [(one, other) for one, other in pairs if one[scored] is not None or other[scored] is not None]
     same = sum(_is_same(one, other, scored, rounding) for one, other in replied)
-    if is_trained and (not replied or len(replied) - same > _TURNED * len(replied)):
+    if not replied or len(replied) - same > _TURNED * len(replied):
         return None
-    why = "adapter/metrics.jsonl shows whether it learned anything" if is_trained else "it was never trained (B is 0 in all its layers)"
-    return f"the adapter was not applied: {same} of {len(replied)} replies are those of the base model, with the same probabilities; {why}"
+    return f"{same} of {len(replied)} replies do not differ from those of the base model, nor do their probabilities"
 
 
 def _is_same(one: Row, other: Row, scored: str, rounding: float) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aloftrag import artifacts, cluster, models, storage
 from aloftrag.artifacts import Run
+from aloftrag.cpus import usable_cpus
 from aloftrag.errors import RunError
 from aloftrag.job import Job
 from aloftrag.training import base_model, checkpoints, loop, model_card, row_store
@@ -185,7 +186,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, usable_cpus() // context.get_local_world_size()))
         os.environ["DS_ACCELERATOR"] = "cpu"
     job, chats, work = Job.model_validate_json(config["job"]), storage.at(config["chats"]), storage.at(config["work"])
     on_disk = storage.scratch(work / f"chats-{artifacts.id_of(chats)}")

@@ -40,8 +40,8 @@ def sections(llm: Path) -> dict[str, Any]:
     }
 
 
-def hold_trained(run: Path) -> None:
-    """Every text, question and training step is there exactly once."""
+def hold_mined(run: Path) -> None:
+    """Every text and question is there exactly once."""
     texts = storage.scan(run / "texts").collect()["text_id"]
     assert texts.n_unique() == len(texts) == TEXTS
     annotations = storage.scan(run / "annotations").collect()
@@ -50,6 +50,11 @@ def hold_trained(run: Path) -> None:
     questions = annotations.filter(pl.col("question").is_not_null())["question_id"]
     negatives = storage.scan(run / "negatives").collect()["question_id"]
     assert sorted(negatives) == sorted(questions)
+
+
+def hold_trained(run: Path) -> None:
+    """Every text, question and training step is there exactly once."""
+    hold_mined(run)
     steps = [line["step"] for line in artifacts.read_jsonl(run / "adapter" / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
     assert artifacts.manifest(run / "adapter")

@@ -141,6 +141,26 @@ def test_one_step_alone_names_the_step_that_must_come_first(
     fails(arguments, 1, "load_texts is not finished", "--only load_texts", capsys=capsys)
 
 
+def test_adapters_that_changed_nothing_are_exit_code_1_when_all_languages_are_done(
+    job_file: Any, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def run_language(run: Any, **how: Any) -> None:
+        done.append(run.job.language)
+        run.folder.mkdir(parents=True)
+        (run.folder / "scores.json").write_text("{}" if run.job.language == "en" else '{"not_applied": "never trained"}')
+
+    monkeypatch.setattr("aloftrag.pipeline.run_language", run_language)
+    monkeypatch.setattr(cli, "_print_result", lambda folder: None)
+    for name in ("connect", "disconnect"):
+        monkeypatch.setattr(f"aloftrag.cluster.{name}", lambda: None)
+    monkeypatch.setattr("aloftrag.cluster.hold_fits", lambda job: None)
+    arguments = ["run", str(job_file(languages=["de", "en", "fr"])), "--runs", str(tmp_path)]
+    fails(arguments, 1, f"{tmp_path}/test/de, {tmp_path}/test/fr: the adapter was not applied", "--redo tune_adapter", capsys=capsys)
+    assert done == ["de", "en", "fr"]
+
+
 @pytest.mark.parametrize("command", [["status"], ["report"]])
 def test_a_run_that_is_not_there_is_exit_code_1(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command, str(tmp_path / "nowhere")]) == 1

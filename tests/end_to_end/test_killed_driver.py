@@ -1,7 +1,7 @@
 """The driver killed at its worst moments: run again, the result is whole and nothing is doubled.
 
-With real engine, embedder and trainer on a two-layer random model. One run is killed in the middle of step 1, between a step's
-last write and its manifest, and in training, and started again each time.
+With real engine, embedder and trainer on a two-layer random model. A run is killed in the middle of step 1, between a step's last
+write and its manifest, and in training, and started again each time.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from aloftrag import artifacts
 from aloftrag.training import row_store
 from aloftrag.training.row_store import RowStore
 from tests.end_to_end.driver import ended, finish, kill_when, some_files, start
-from tests.end_to_end.small_job import hold_trained, sections
+from tests.end_to_end.small_job import hold_mined, hold_trained, sections
 from tests.steps.training_rows import trained, write_run
 
 # Tells which files step 1 wrote and when, and is killed when step 4 is done but for its manifest.
@@ -36,7 +36,7 @@ def written(run: Path) -> set[str]:
     return {f"WRITTEN {file} {file.stat().st_mtime_ns}" for file in run.glob(".work/annotate-*/annotated_texts/*.parquet")}
 
 
-def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tiny_llm: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_before_training_doubles_and_loses_nothing(small_job: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "test" / "en"
     arguments = ["run", str(small_job), "--runs", str(tmp_path / "runs")]
 
@@ -53,7 +53,15 @@ def test_a_run_killed_three_times_doubles_and_loses_nothing(small_job: Path, tin
     assert committed < set(output.splitlines())  # what was there is there still, and was not written again
     assert artifacts.manifest(run / "negatives") is None
 
-    # In training: a checkpoint is there.
+    output = finish(start([*arguments, "--only", "mine_negatives"]))
+    assert output.count("done before") == 2  # texts, annotations
+    hold_mined(run)
+
+
+@pytest.mark.faults
+def test_a_run_killed_in_training_learns_the_same(small_job: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "test" / "en"
+    arguments = ["run", str(small_job), "--runs", str(tmp_path / "runs")]
     kill_when(start(arguments), some_files(run, ".work/tune_adapter-*/checkpoints/step-*"))
     assert artifacts.manifest(run / "adapter") is None
     (metrics,) = run.glob(".work/tune_adapter-*/metrics.jsonl")

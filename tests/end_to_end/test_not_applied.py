@@ -42,14 +42,14 @@ def test_what_is_shared_is_made_once_and_an_adapter_that_does_nothing_is_held(sm
 
     shutil.rmtree(runs / "test")  # what was taken from it stays whole
     run = runs / "other" / "en"
-    for factor, cause in ((1e-12, "metrics.jsonl shows"), (0.0, "it was never trained")):
+    for factor, cause in ((1e-12, "4 of 4 replies do not differ"), (0.0, "it was never trained")):
         scaled_b(run / "adapter", factor)
         process = start([*other, "--redo", "answer_questions"])
         output = ended(process, 600)
         assert process.returncode == 1, output[-3000:]
         scores = artifacts.read_json(run / "scores.json")
         assert scores["verdict"] == "hold"
-        assert scores["why"].startswith("the adapter was not applied: 4 of 4 replies")
-        assert cause in scores["why"]
-        assert scores["why"] in output.strip().splitlines()[-1]
+        assert scores["why"].startswith(f"the adapter was not applied: {cause}")
+        assert f"HOLD: {scores['why']}" in output
+        assert output.strip().splitlines()[-1].startswith(f"aloftrag: {run}: the adapter was not applied")
         assert scores["why"] in (run / "report.html").read_text()

@@ -69,22 +69,6 @@ def test_the_steps_are_made_in_order_and_then_the_page(called: list[str], run_of
     assert artifacts.read_json(run.folder / "job.json")["name"] == "test"
 
 
-def test_a_run_whose_adapter_was_not_applied_has_its_page_and_stops_each_time(
-    called: list[str], run_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = pipeline.STEPS["answer_questions"].make
-    monkeypatch.setattr(pipeline.STEPS["answer_questions"], "make", lambda *where: {**answer(*where), "not_applied": "it changed nothing"})
-    run = run_of()
-    for made in (STEPS, []):
-        called.clear()
-        (run.folder / "report.html").unlink(missing_ok=True)
-        with pytest.raises(RunError, match="it changed nothing"):
-            go(run)
-        assert called == made
-        assert (run.folder / "report.html").is_file()
-        assert not (run.folder / ".work").exists()
-
-
 def test_a_finished_step_is_not_made_again(called: list[str], run_of: Callable[..., Run]) -> None:
     go(run_of())
     called.clear()

@@ -68,13 +68,13 @@ def rows_of(variant: str, answers: Answers, completion_free: str | None) -> list
 def scored(new_run: Any, work: Path) -> Any:
     """``scored(base, adapter)``: scores.json, and the run that it is of."""
 
-    def make(base: Answers, adapter: Answers, constrained: bool = False) -> tuple[dict[str, Any], Run]:
+    def make(base: Answers, adapter: Answers, constrained: bool = False, **counts: str) -> tuple[dict[str, Any], Run]:
         run = new_run()
         answers = run.artifact("answers")
         # The adapter's rows lie in another order and in two files.
         tables.write(answers / "base", schemas.ANSWERS, rows_of("base", base, GOOD_FORM if constrained else None))
         tables.write(answers / "adapter", schemas.ANSWERS, rows_of("adapter", adapter, None)[::-1], files=2)
-        artifacts.finish(answers, "answer_questions", {}, {"questions_from": "gold", "constrained": constrained}, 1.0)
+        artifacts.finish(answers, "answer_questions", {}, {"questions_from": "gold", "constrained": constrained, **counts}, 1.0)
         counts = score_answers.make(run, run.artifact("scores"), work)
         scores = artifacts.read_json(run.folder / "scores.json")
         assert counts == {"verdict": scores["verdict"], "why": scores["why"]}
@@ -170,6 +170,12 @@ def test_the_verdict_is_in_the_scores(scored: Any) -> None:
     assert scores["verdict"] == "hold"
     assert scores["difference"]["citation_exact"] == {"mean": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
     assert "first hit would be right as often or more (25.0% against 25.0%)" in scores["why"]
+
+
+def test_what_was_not_applied_is_held(scored: Any) -> None:
+    scores, _ = scored(BASE, ADAPTER, not_applied="never trained")
+    assert (scores["verdict"], scores["not_applied"]) == ("hold", "never trained")
+    assert scores["why"] == "the adapter was not applied: never trained"
 
 
 @pytest.mark.parametrize(("constrained", "expected"), [(True, 1.0), (False, None)])

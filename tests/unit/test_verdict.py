@@ -38,7 +38,7 @@ def test_an_adapter_ships_when_it_cites_better_and_answers_no_worse(difference: 
 
 
 def test_an_adapter_that_was_not_applied_is_held_whatever_the_difference() -> None:
-    assert verdict({**scores(UP, UP), "not_applied": "the adapter was not applied"}) == ("hold", "the adapter was not applied")
+    assert verdict({**scores(UP, UP), "not_applied": "never trained"}) == ("hold", "the adapter was not applied: never trained")
 
 
 def test_the_reason_gives_the_gain_in_points_and_its_interval() -> None:
