@@ -31,7 +31,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with (folder / "texts.jsonl").open("w") as file:
         for number in range(TEXTS):
-            text = f"There is a boat called number {number} of the fleet. " + "It is painted white every spring. " * (SIZE // 34)
+            text = f"There is a boat called number {number} of the fleet. " + "-" * SIZE  # many bytes, but few tokens
             file.write(json.dumps({"text": text}) + "\n")
     sections = {
         "name": "large",
