@@ -68,13 +68,13 @@ def rows_of(variant: str, answers: Answers, completion_free: str | None) -> list
 def scored(new_run: Any, work: Path) -> Any:
     """``scored(base, adapter)``: scores.json, and the run that it is of."""
 
-    def make(base: Answers, adapter: Answers, constrained: bool = False, **counts: str) -> tuple[dict[str, Any], Run]:
+    def make(base: Answers, adapter: Answers, constrained: bool = False, **also_counted: str) -> tuple[dict[str, Any], Run]:
         run = new_run()
         answers = run.artifact("answers")
         # The adapter's rows lie in another order and in two files.
         tables.write(answers / "base", schemas.ANSWERS, rows_of("base", base, GOOD_FORM if constrained else None))
         tables.write(answers / "adapter", schemas.ANSWERS, rows_of("adapter", adapter, None)[::-1], files=2)
-        artifacts.finish(answers, "answer_questions", {}, {"questions_from": "gold", "constrained": constrained, **counts}, 1.0)
+        artifacts.finish(answers, "answer_questions", {}, {"questions_from": "gold", "constrained": constrained, **also_counted}, 1.0)
         counts = score_answers.make(run, run.artifact("scores"), work)
         scores = artifacts.read_json(run.folder / "scores.json")
         assert counts == {"verdict": scores["verdict"], "why": scores["why"]}
