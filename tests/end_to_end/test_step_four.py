@@ -98,7 +98,7 @@ def test_texts_that_do_not_fit_into_the_object_store_come_through(tmp_path: Path
     from tests.end_to_end import small_store
 
     command = [sys.executable, "-m", "tests.end_to_end.small_store", str(tmp_path)]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-5000:]
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["bytes"] > 1.2 * small_store.STORE
