@@ -3,9 +3,11 @@
 import contextlib
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ class Nodes:
     def __init__(self, folder: Path, environ: dict[str, str], head_cpus: int):
         self._folder, self.environ = folder, environ
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._disks: list[str] = []
         self._port, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.ray_address = f"127.0.0.1:{self._port}"
@@ -44,7 +47,9 @@ class Nodes:
 
     def add(self, cpus: int = 4, gpus: int = 0) -> int:
         """Start a node; returns its number. One after the other: two that start at once may give their sockets the same name."""
-        self._start(f"--address={self.ray_address}", cpus=cpus, gpus=gpus)
+        # A disk of its own, as on a machine: a node that sets up a job's code first empties that folder, with other nodes' drivers in it.
+        self._disks.append(tempfile.mkdtemp(prefix="node"))  # no pytest folder: Ray's sockets below it must have short names
+        self._start(f"--address={self.ray_address}", f"--temp-dir={self._disks[-1]}", cpus=cpus, gpus=gpus)
         number = len(self._processes) - 1
         log, deadline = self._folder / f"node-{number}.log", time.monotonic() + 120
         while "will now block" not in log.read_text():
@@ -105,6 +110,8 @@ class Nodes:
     def close(self) -> None:
         for number in reversed(range(len(self._processes))):
             self.kill(number)
+        for disk in self._disks:
+            shutil.rmtree(disk, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ import json
 import os
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from aloftrag.engine.port import Completion
@@ -19,6 +21,7 @@ from aloftrag.prompts import rag
 from aloftrag.prompts.chat import Prompt
 
 SECONDS = "ALOFTRAG_TEST_SECONDS"  # that a reply takes
+EMBEDDER = "ALOFTRAG_TEST_EMBEDDER"  # "scripted": in the real one's place
 LOG = "ALOFTRAG_TEST_LOG"  # a file that gets a line for each text that is rated
 SEQUENCES = 4  # side by side in an engine
 _FACT = re.compile(r"The (\w+ \w+ number \d+) stands in ([A-Z]\w+)\.")
@@ -66,6 +69,20 @@ class SlowEngine(ScriptedEngine):
             self._places = asyncio.Semaphore(self.max_num_seqs)
         async with self._places:
             return replace(await super().complete(prompt), tokens=1)
+
+
+class Embedder:
+    """In place of ``aloftrag.retrieval.embedder.Embedder``: counts words. Nothing to import, so that it does not keep the CPUs busy."""
+
+    def __init__(self, model: str, prompts: Any):
+        pass
+
+    def embed(self, texts: Sequence[str], kind: str) -> np.ndarray:
+        vectors = np.zeros((len(texts), 64), np.float32)
+        for vector, text in zip(vectors, texts, strict=True):
+            for word in re.findall(r"\w+", text):
+                vector[hashlib.blake2b(word.encode(), digest_size=1).digest()[0] % 64] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def reply(prompt: Any, is_adapted: bool) -> str | None:
