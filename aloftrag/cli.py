@@ -137,8 +137,6 @@ def _run(options: argparse.Namespace) -> None:
         check(run.job)
     try:
         for run in runs:
-            cluster.connect()
-            cluster.hold_fits(run.job)
             pipeline.run_language(
                 run,
                 only=options.only,
@@ -146,7 +144,7 @@ def _run(options: argparse.Namespace) -> None:
                 say=_say,
                 tell_progress=_say_in_place if sys.stdout.isatty() else _say,
                 progress_seconds=5 if sys.stdout.isatty() else 60,
-                turn=_turn(run, job.languages, options.parallel),
+                at_work=_at_work(run, job.languages, options.parallel),
             )
             if options.only is None:
                 _print_result(run.folder)
@@ -167,14 +165,21 @@ def _hold_applied(runs: list["Run"]) -> None:
         raise RunError(f"{', '.join(not_applied)}: the adapter was not applied, see why above; --redo tune_adapter makes another")
 
 
-def _turn(run: "Run", languages: list[str], parallel: int | None) -> contextlib.AbstractContextManager[None] | None:
-    """With ``--parallel``, the time in which this run is one of so many of its job that work; turns go by the order of the languages."""
-    from aloftrag import claims
+@contextlib.contextmanager
+def _at_work(run: "Run", languages: list[str], parallel: int | None) -> Iterator[None]:
+    """In the cluster, and with ``--parallel`` one of so many runs of its job that are; turns go by the order of the languages.
 
-    if parallel is None:
-        return None
-    order = f"{languages.index(run.job.language):05d}"
-    return claims.hold(run.turns, at_most=parallel, order=order, wait=True, say=_say)
+    A run joins when its turn has come: those that wait are processes on the head, and each would keep a driver's memory.
+    """
+    from aloftrag import claims, cluster
+
+    with contextlib.ExitStack() as stack:
+        if parallel is not None:
+            order = f"{languages.index(run.job.language):05d}"
+            stack.enter_context(claims.hold(run.turns, at_most=parallel, order=order, wait=True, say=_say))
+        cluster.connect()
+        cluster.hold_fits(run.job)
+        yield
 
 
 def _say(line: str) -> None:

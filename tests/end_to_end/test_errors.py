@@ -153,9 +153,7 @@ def test_adapters_that_changed_nothing_are_exit_code_1_when_all_languages_are_do
 
     monkeypatch.setattr("aloftrag.pipeline.run_language", run_language)
     monkeypatch.setattr(cli, "_print_result", lambda folder: None)
-    for name in ("connect", "disconnect"):
-        monkeypatch.setattr(f"aloftrag.cluster.{name}", lambda: None)
-    monkeypatch.setattr("aloftrag.cluster.hold_fits", lambda job: None)
+    monkeypatch.setattr("aloftrag.cluster.disconnect", lambda: None)
     arguments = ["run", str(job_file(languages=["de", "en", "fr"])), "--runs", str(tmp_path)]
     fails(arguments, 1, f"{tmp_path}/test/de, {tmp_path}/test/fr: the adapter was not applied", "--redo tune_adapter", capsys=capsys)
     assert done == ["de", "en", "fr"]
