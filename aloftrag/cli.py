@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,7 @@ def _run(options: argparse.Namespace) -> None:
     runs = [Run.of(job, language, options.runs) for language in languages]
     for run in runs:
         check(run.job)
+    signal.signal(signal.SIGTERM, _exit)
     try:
         for run in runs:
             pipeline.run_language(
@@ -156,6 +158,11 @@ def _run(options: argparse.Namespace) -> None:
         cluster.disconnect()
 
 
+def _exit(signal_number: int, _: object) -> None:
+    """End as by an error, so that what is held is given back; Ray's own handler, which a run gets when it joins, does the same."""
+    sys.exit(128 + signal_number)
+
+
 def _hold_applied(runs: list["Run"]) -> None:
     """Raises ``RunError`` naming the runs whose adapter changed nothing; they are finished, and their pages say so."""
     from aloftrag import artifacts
@@ -167,9 +174,9 @@ def _hold_applied(runs: list["Run"]) -> None:
 
 @contextlib.contextmanager
 def _at_work(run: "Run", languages: list[str], parallel: int | None) -> Iterator[None]:
-    """In the cluster, and with ``--parallel`` one of so many runs of its job that are; turns go by the order of the languages.
+    """Joined to the cluster and, with ``--parallel N``, one of at most N runs of its job at work; turns go by the order of the languages.
 
-    A run joins when its turn has come: those that wait are processes on the head, and each would keep a driver's memory.
+    The process joins when its first turn has come: those that wait are on the head, where each would keep a driver's memory.
     """
     from aloftrag import claims, cluster
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -122,7 +123,6 @@ def _stay_on_this_machine() -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster; Ray that was started here ends."""
-    import ray
-
-    ray.shutdown()
+    """Leave the cluster, if this process has joined one; Ray that was started here ends."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()

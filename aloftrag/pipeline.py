@@ -51,8 +51,8 @@ def run_language(
     """Bring one run to its report, doing only what is missing.
 
     ``redo`` discards a step and all after it first; ``only`` does one step, and raises ``RunError`` naming the step before it
-    that is not finished. ``tell_progress`` gets a line every ``progress_seconds`` while a step runs. ``at_work``: held while
-    the steps run. Raises ``RunError`` when another process works on this run.
+    that is not finished. ``tell_progress`` gets a line every ``progress_seconds`` while a step runs. ``at_work``: entered
+    before the steps, which may take a wait, and held while they run. Raises ``RunError`` when another process works on this run.
     """
     with claims.hold(run.claims, say=say), at_work or nullcontext():
         _run_steps(run, only, redo, say, tell_progress, progress_seconds)

@@ -28,12 +28,12 @@ class Rates:
 
 
 ASSUMED = Rates(
-    source="assumed for H100 GPUs and a model of 7B, not measured",
+    source="those of one H100 and a model of 7B: training, embedding and search measured (tests/gpu/RESULTS.md), all else assumed",
     annotating=20_000,
     answering=15_000,
-    embedding=200_000,
-    training=8_000,
-    searching=2e13,
+    embedding=500_000,
+    training=3_500,
+    searching=2e12,
     loading=5e6,
     assembling=200,
     start_up={"annotate": 180, "mine_negatives": 120, "tune_adapter": 120, "answer_questions": 360},
@@ -65,7 +65,7 @@ def measured(folder: Path) -> Rates:
     # A text that nothing is asked about, such as one that is rated too low, has a row of its own.
     asked_for = selected["questions"] - (annotated["texts"] - annotated["texts_with_questions"])
     return Rates(
-        source=f"measured in {folder}",
+        source=f"measured in {folder}, but for that of the search, which is assumed to be an H100's (tests/gpu/RESULTS.md)",
         annotating=annotators["tokens"] / max(0.1, annotators["seconds"]),
         answering=answerers["tokens"] / max(0.1, answerers["seconds"]),
         embedding=embedders["characters"] / max(0.1, embedders["seconds"]),

@@ -31,9 +31,8 @@ def adapted_model(folder: Path, settings: "Training", adapter: Path | None) -> A
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
-    base = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32, attn_implementation=attention()
-    )
+    in_bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if in_bf16 else torch.float32, attn_implementation=attention())
     base.config.use_cache = False
     if on_gpu:  # memory is short there, time on a CPU
         base.to("cuda")
@@ -51,6 +50,10 @@ def adapted_model(folder: Path, settings: "Training", adapter: Path | None) -> A
             target_modules="all-linear",
         )
         model = get_peft_model(base, config)
+    # With ddp the adapter's weights are float32, and their products took a third of each step in it (tests/gpu/RESULTS.md). As with
+    # transformers' own Trainer, this holds for the whole model, also for what a mixture of experts does in float32 elsewhere.
+    if in_bf16:
+        model.forward = torch.autocast("cuda", torch.bfloat16)(model.forward)
     model.train()
     return model
 
