@@ -45,7 +45,7 @@ def test_losses_are_those_on_the_cpu(on_gpu: list[dict[str, Any]], smollm2: Path
     for key, values in losses(on_cpu).items():
         assert losses(on_gpu)[key] == pytest.approx(values, rel=BF16), key
     # At first the gradients are the same too; later, rounding has taken the two adapters apart.
-    assert on_gpu[0]["gradient_norm"] == pytest.approx(on_cpu[0]["gradient_norm"], rel=BF16)
+    assert [line["gradient_norm"] for line in on_gpu[:2]] == pytest.approx([line["gradient_norm"] for line in on_cpu[:2]], rel=BF16)
 
 
 def test_packed_rows_have_the_losses_of_rows_by_length(on_gpu: list[dict[str, Any]], smollm2: Path, tmp_path: Path) -> None:
