@@ -1,7 +1,6 @@
 """A Ray cluster of several nodes on this machine: processes of their own, with resources of their own, on ports of their own."""
 
 import contextlib
-import os
 import random
 import shutil
 import socket
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.cluster.scripted import STAND_INS
 from tests.end_to_end.driver import environment
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-these-tests-alone"}
-REPOSITORY = Path(__file__).parents[2]
-SITE = Path(__file__).parent / "site"
 
 
 _PORTS = random.sample(range(20_000, 32_000), 12_000)  # which neither Ray nor the system give to others meanwhile
@@ -118,10 +116,7 @@ class Nodes:
 def cluster(folder: Path, *, head_cpus: int = 2, scripted: bool = False, **environ: str) -> Iterator[Nodes]:
     """A cluster that ends with the body; ``scripted``: its engines are those of ``tests.cluster.scripted``."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {**environment(), **TOKEN, **environ}
-    if scripted:
-        found["PYTHONPATH"] = os.pathsep.join([str(SITE), str(REPOSITORY)])
-    nodes = Nodes(folder, found, head_cpus)
+    nodes = Nodes(folder, {**environment(), **TOKEN, **environ, **(STAND_INS if scripted else {})}, head_cpus)
     try:
         yield nodes
     finally:

@@ -23,6 +23,7 @@ from aloftrag.prompts.chat import Prompt
 SECONDS = "ALOFTRAG_TEST_SECONDS"  # that a reply takes
 EMBEDDER = "ALOFTRAG_TEST_EMBEDDER"  # "scripted": in the real one's place
 LOG = "ALOFTRAG_TEST_LOG"  # a file that gets a line for each text that is rated
+STAND_INS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "site"), str(Path(__file__).parents[2])])}
 SEQUENCES = 4  # side by side in an engine
 _FACT = re.compile(r"The (\w+ \w+ number \d+) stands in ([A-Z]\w+)\.")
 

@@ -1,7 +1,8 @@
 """The driver killed at its worst moments: run again, the result is whole and nothing is doubled.
 
-With real engine, embedder and trainer on a two-layer random model. A run is killed in the middle of step 1, between a step's last
-write and its manifest, and in training, and started again each time.
+On a two-layer random model, with the real embedder and trainer. A run is killed in the middle of step 1, between a step's last write and
+its manifest, and in training, and started again each time; the first two with a scripted engine, and, as it takes minutes, with the real
+one among the fault tests.
 """
 
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from aloftrag import artifacts
 from aloftrag.training import row_store
 from aloftrag.training.row_store import RowStore
-from tests.end_to_end.driver import ended, finish, kill_when, some_files, start
-from tests.end_to_end.small_job import hold_mined, hold_trained, sections
+from tests.cluster import scripted
+from tests.end_to_end.driver import ended, environment, finish, kill_when, some_files, start
+from tests.end_to_end.small_job import TEXTS, hold_mined, hold_trained, sections
 from tests.steps.training_rows import trained, write_run
 
 # Tells which files step 1 wrote and when, and is killed when step 4 is done but for its manifest.
@@ -36,24 +38,29 @@ def written(run: Path) -> set[str]:
     return {f"WRITTEN {file} {file.stat().st_mtime_ns}" for file in run.glob(".work/annotate-*/annotated_texts/*.parquet")}
 
 
-def test_a_run_killed_twice_before_training_doubles_and_loses_nothing(small_job: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["scripted", pytest.param("real", marks=pytest.mark.faults)])
+def test_a_run_killed_twice_before_training_doubles_and_loses_nothing(engine: str, small_job: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    job, environ = small_job, environment()
+    if engine == "scripted":
+        job = scripted.write_job(tmp_path, {"en": TEXTS}, tiny_llm, name="test", **sections(tiny_llm))
+        environ |= {**scripted.STAND_INS, scripted.SECONDS: "0.05"}
     run = tmp_path / "runs" / "test" / "en"
-    arguments = ["run", str(small_job), "--runs", str(tmp_path / "runs")]
+    arguments = ["run", str(job), "--runs", str(tmp_path / "runs")]
 
     # In the middle of step 1: some blocks are committed, others are not.
-    kill_when(start(arguments), some_files(run, ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"))
+    kill_when(start(arguments, environ=environ), some_files(run, ".work/annotate-*/annotated_texts-checkpoints/*/*[!g].parquet"))
     committed = written(run)
     assert committed
     assert artifacts.manifest(run / "annotations") is None
 
     # Between the last write of step 4 and its manifest.
-    process = start(arguments, KILL_BEFORE_MANIFEST)
+    process = start(arguments, KILL_BEFORE_MANIFEST, environ)
     output = ended(process, seconds=300)
     assert process.returncode == -9, output[-5000:]
     assert committed < set(output.splitlines())  # what was there is there still, and was not written again
     assert artifacts.manifest(run / "negatives") is None
 
-    output = finish(start([*arguments, "--only", "mine_negatives"]))
+    output = finish(start([*arguments, "--only", "mine_negatives"], environ=environ))
     assert output.count("done before") == 2  # texts, annotations
     hold_mined(run)
 

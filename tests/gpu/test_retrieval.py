@@ -13,8 +13,9 @@ import pytest
 from aloftrag.job import EmbedderPrompts
 from aloftrag.retrieval.embedder import Embedder
 from aloftrag.retrieval.shard import Shard
-from tests.cluster.nodes import REPOSITORY
 from tests.conftest import EMBEDDER
+
+REPOSITORY = Path(__file__).parents[2]
 
 ON_THE_CPU = f"""
 import json, sys
