@@ -1,4 +1,4 @@
-"""Run folders, manifests and resumable writes.
+"""Run folders, artifacts and their manifests.
 
 An artifact is finished when its ``_manifest.json`` is there, which is written last. The manifest holds the fingerprint of
 everything that can change the result; an artifact with another fingerprint is stale and stops the run.
@@ -9,9 +9,8 @@ import errno
 import functools
 import hashlib
 import json
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 MANIFEST = "_manifest.json"
-PENDING = ".pending.parquet"  # how Ray Data names a checkpoint file that is not committed
-BEGUN = "begun.json"  # in a folder of checkpoints: how many rows there are, how many were written before, since when
 BLOCK_ROWS = 256  # what is in flight at a kill is lost, so blocks are small
 RowGroup = tuple[str, int, int]  # file, number in it, rows
-SLICE_ROWS = 1_000_000  # a checkpoint holds the finished ids in memory
 
 
 @dataclass(frozen=True)
@@ -237,17 +233,6 @@ def rows_of(path: Path) -> int:
     return int(storage.parquet(path).metadata.num_rows)
 
 
-def committed_rows(checkpoints: Path) -> int:
-    """How many rows are known as written under a folder of checkpoints."""
-    return sum(_rows_of_committed(path) for path in checkpoints.rglob("*.parquet") if not path.name.endswith(PENDING))
-
-
-@functools.cache
-def _rows_of_committed(path: Path) -> int:
-    """Of a file that does not change any more; there may be very many, and they are counted again and again."""
-    return rows_of(path)
-
-
 def hold_schema(folder: Path, schema: pa.Schema) -> None:
     """Raise when a written file has other columns or types than ``schema``."""
     for path in parquet_files(folder):
@@ -273,15 +258,17 @@ def row_groups(folder: Path) -> list[RowGroup]:
 
 def read_blocks(folder: Path, columns: list[str] | None = None) -> "Dataset":
     """An artifact as a Ray dataset with one block per row group, whatever the sizes of the files."""
-    return _dataset(row_groups(folder), columns)
+    return blocks_of(row_groups(folder), columns)
 
 
-def _dataset(groups: list[RowGroup], columns: list[str] | None) -> "Dataset":
+def blocks_of(groups: list[RowGroup], columns: list[str] | None, left: Callable[[pa.Table], pa.Table] = lambda rows: rows) -> "Dataset":
+    """Row groups as a Ray dataset, with one block for what is ``left`` of each."""
     import ray.data
     from ray.data.block import BlockMetadata
 
     def read(path: str, group: int) -> list[pa.Table]:
-        return [storage.parquet(path).read_row_group(group, columns=columns)]
+        rows = left(storage.parquet(path).read_row_group(group, columns=columns))
+        return [rows] if rows.num_rows else []
 
     def task(path: str, group: int, rows: int) -> ray.data.ReadTask:
         metadata = BlockMetadata(num_rows=rows, size_bytes=None, input_files=[path], exec_stats=None)
@@ -296,74 +283,3 @@ def _dataset(groups: list[RowGroup], columns: list[str] | None) -> "Dataset":
 
     # Said explicitly, or Ray cuts few blocks into many: one block per row group.
     return ray.data.read_datasource(RowGroups(), override_num_blocks=max(1, len(groups)))
-
-
-def _slices(groups: list[RowGroup]) -> Iterator[list[RowGroup]]:
-    rows = 0
-    current: list[RowGroup] = []
-    for group in groups:
-        if current and rows + group[2] > SLICE_ROWS:
-            yield current
-            rows, current = 0, []
-        current.append(group)
-        rows += group[2]
-    if current:
-        yield current
-
-
-def map_rows(
-    source: Path,
-    id_column: str,
-    transform: "Callable[[Dataset], Dataset]",
-    destination: Path,
-    checkpoints: Path,
-    schema: pa.Schema | None = None,
-    columns: list[str] | None = None,
-) -> None:
-    """Read rows with unique ids, transform them, write them: resumable at the row under Ray Data's checkpointing.
-
-    ``transform`` keeps one row per row with its id. A killed call, called again with the same folders, does only the rows
-    that are not written yet. Raises when the written ids are not the read ones, each once, or the columns not those of ``schema``.
-    """
-    from ray.data.checkpoint import CheckpointConfig
-
-    storage.make_folder(destination)
-    write_json(checkpoints / BEGUN, {"total": count_rows(source), "before": committed_rows(checkpoints), "at": time.time()})
-    for number, groups in enumerate(_slices(row_groups(source))):
-        checkpoint = checkpoints / f"slice-{number:05d}"
-        if committed_rows(checkpoint) == sum(rows for _, _, rows in groups):
-            continue  # killed after the last write: no engine has to start to find nothing to do
-        _end_commits(checkpoint)
-        dataset = _dataset(groups, columns)
-        # The manifest is written first and the checkpoint deleted after: a success that deletes it early would double the rows.
-        dataset.context.checkpoint_config = CheckpointConfig(
-            id_column=id_column, checkpoint_path=str(checkpoint), delete_checkpoint_on_success=False
-        )
-        transform(dataset).write_parquet(str(destination))
-    if schema:
-        hold_schema(destination, schema)
-    _hold_ids(source, destination, id_column)
-
-
-def _end_commits(checkpoint: Path) -> None:
-    """End the commits that a kill broke off in an object store.
-
-    Ray commits a file by a move, which such a store makes of a copy and a removal. Where both are there the rows are written; Ray would
-    take them for unwritten, and remove them.
-    """
-    for pending in checkpoint.glob(f"*{PENDING}"):
-        if pending.with_name(pending.name.removesuffix(PENDING) + ".parquet").is_file():
-            storage.remove_file(pending)
-
-
-def _hold_ids(source: Path, destination: Path, id_column: str) -> None:
-    """Every row exactly once: the counts agree, and no written id occurs twice."""
-    import polars as pl
-
-    written = storage.scan(destination).select(pl.len(), pl.col(id_column).n_unique().alias("ids")).collect()
-    rows, ids = written.row(0)
-    expected = count_rows(source)
-    if not rows == ids == expected:
-        raise RunError(
-            f"{destination}: {rows} rows with {ids} different ids were written for {expected} rows read; run this step again with --redo"
-        )

@@ -1,6 +1,6 @@
 """How far an unfinished step has come, from what lies in its work folder: any process can tell, also after a kill.
 
-Where a step maps rows (``artifacts.map_rows``), the committed ones are counted and, where an engine is asked, those that it has
+Where a step maps rows (``resumable.map_rows``), the committed ones are counted and, where an engine is asked, those that it has
 answered since. Training has its metrics.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aloftrag import artifacts, storage
+from aloftrag import artifacts, resumable, storage
 from aloftrag.errors import outages
 from aloftrag.training.loop import METRICS
 
@@ -66,11 +66,11 @@ def of_work(work: Path) -> Progress | None:
 def _of_work(work: Path) -> Progress | None:
     if (work / METRICS).is_file():
         return _of_training(work / METRICS)
-    begun = {path.parent: artifacts.read_json(path) for path in work.glob(f"*{_CHECKPOINTS}/{artifacts.BEGUN}")}
+    begun = {path.parent: artifacts.read_json(path) for path in work.glob(f"*{_CHECKPOINTS}/{resumable.BEGUN}")}
     if not begun:
         return None
     newest = max(begun, key=lambda folder: begun[folder]["at"])
-    noted, done = begun[newest], artifacts.committed_rows(newest) + _answered(newest)
+    noted, done = begun[newest], resumable.committed_rows(newest) + _answered(newest)
     since = done - noted["before"]
     return Progress(
         newest.name.removesuffix(_CHECKPOINTS).strip("-").replace("_", " "),

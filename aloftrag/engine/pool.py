@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aloftrag import artifacts, cluster, storage
+from aloftrag import artifacts, cluster, redact, resumable, storage
 from aloftrag.artifacts import BLOCK_ROWS, Run
 from aloftrag.engine import StartEngine
 from aloftrag.engine.in_flight import InFlightLog, halves
@@ -149,7 +149,7 @@ class _EngineActor:
         try:
             answers = await self._watch(self._answers(rows, log), log)
         except RunError as error:
-            storage.write(self._stopped, str(error).encode())
+            storage.write(self._stopped, redact.text(str(error)).encode())
             raise
         log.close()
         use = {"seconds": self._engine.seconds, "busy_seconds": self._engine.busy_seconds, "tokens": self._engine.tokens}
@@ -213,7 +213,7 @@ def ask_rows(
     logs = in_flight / uuid.uuid4().hex
     (use / _STOPPED).unlink(missing_ok=True)
     with _explained(use / _STOPPED):
-        artifacts.map_rows(
+        resumable.map_rows(
             source=source,
             id_column=question.id_column,
             columns=columns,

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from aloftrag import artifacts, languages, models, schemas, seeds
+from aloftrag import artifacts, languages, models, resumable, schemas, seeds
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
 from aloftrag.errors import RunError
@@ -64,7 +64,7 @@ def prepare_questions(run: Run, destination: Path, work: Path) -> dict[str, Any]
         index = Index(ask_shards, shards.nprobe_of(indexes[0]))
         texts = TextStore(run.artifact("texts"), added_texts).texts
         clusters_of = near_duplicates.clusters_with(job, run.artifact("clusters"), index, work / "added_index", texts)
-        artifacts.map_rows(
+        resumable.map_rows(
             source=vectors,
             id_column="question_id",
             transform=lambda blocks: blocks.map_batches(
@@ -72,7 +72,7 @@ def prepare_questions(run: Run, destination: Path, work: Path) -> dict[str, Any]
                 fn_constructor_args=(job, index, run.artifact("texts"), added_texts, clusters_of),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=1,
+                num_cpus=0,
                 compute=ActorPoolStrategy(size=1),
             ),
             destination=destination,
@@ -84,7 +84,7 @@ def prepare_questions(run: Run, destination: Path, work: Path) -> dict[str, Any]
         "questions_from": "gold" if job.evaluation.gold else "held_out",
         "texts_added": added,
         **found.counts,
-        "embedders": embedder_use(run, work),
+        "embedders": embedder_use(work),
     }
 
 

@@ -15,8 +15,8 @@ def embedders(run: Run) -> int:
     return max(1, cluster.gpus_for(run)) if wanted == "auto" else wanted
 
 
-def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], run: Run) -> Any:
-    """``rows`` block by block through actors of class ``actor``, as many as ``embedders`` says."""
+def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], count: int) -> Any:
+    """``rows`` block by block through so many actors of class ``actor``."""
     from ray.data import ActorPoolStrategy
 
     return rows.map_batches(
@@ -24,7 +24,7 @@ def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], run: Run) 
         fn_constructor_args=arguments,
         batch_size=BLOCK_ROWS,  # Ray asks for a number where there are GPUs
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=embedders(run)),
+        compute=ActorPoolStrategy(size=count),
         num_cpus=0,
         num_gpus=1 if cluster.gpus() else 0,
     )

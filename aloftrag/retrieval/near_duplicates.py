@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from aloftrag import artifacts
+from aloftrag import artifacts, schemas, storage
 from aloftrag.job import Job
 from aloftrag.retrieval.index import Index
 from aloftrag.retrieval.vectors import vectors_of
@@ -92,12 +92,11 @@ def spanning(copies: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def clusters_of(job: Job, clusters: Path, ids: Iterable[str]) -> dict[str, str]:
     """The cluster of each of some texts, from the ``clusters`` artifact; nothing is read where no text has near-duplicates."""
     import pyarrow.compute as pc
-    import pyarrow.dataset
 
     if job.negatives.near_duplicate_similarity is None:
         return {}
     wanted = pc.field("text_id").isin(pa.array(sorted(set(ids)), pa.string()))
-    found = pyarrow.dataset.dataset(clusters, format="parquet").to_table(columns=["text_id", "cluster_id"], filter=wanted)
+    found = storage.dataset(artifacts.parquet_files(clusters), schemas.CLUSTERS).to_table(columns=["text_id", "cluster_id"], filter=wanted)
     return dict(zip(found["text_id"].to_pylist(), found["cluster_id"].to_pylist(), strict=True))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from aloftrag import artifacts, schemas, storage
+from aloftrag import artifacts, resumable, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.job import EmbedderPrompts
 from aloftrag.retrieval.actors import embedders, map_in_actors
@@ -19,6 +19,7 @@ Kind = Literal["query", "text"]
 _COLUMN = {"query": "question", "text": "text"}
 _ID = {"query": "question_id", "text": "text_id"}
 _EMBEDDED = ("index", "added_index", "question_vectors")  # what steps embed
+_COUNT = "count.txt"  # how many embedders there were, at last
 
 
 class _Embedding:
@@ -44,22 +45,29 @@ class _Embedding:
 
 def embed(run: Run, rows: Path, kind: Kind, destination: Path, work: Path, columns: list[str] | None = None) -> None:
     """Write the vector of each text or question of a table: its ``columns`` but the text, and ``vector``."""
-    arguments = (run.job.models.embedder, run.job.models.embedder_prompts, kind, work / f"{destination.name}-use")
-    artifacts.map_rows(
+    use = work / f"{destination.name}-use"
+
+    def embedded(blocks: Any) -> Any:
+        count = embedders(run)
+        storage.write(use / _COUNT, str(count).encode())
+        return map_in_actors(blocks, _Embedding, (run.job.models.embedder, run.job.models.embedder_prompts, kind, use), count)
+
+    resumable.map_rows(
         source=rows,
         id_column=_ID[kind],
         columns=columns,
-        transform=lambda blocks: map_in_actors(blocks, _Embedding, arguments, run),
+        transform=embedded,
         destination=destination,
         checkpoints=work / f"{destination.name}-checkpoints",
     )
 
 
-def embedder_use(run: Run, work: Path) -> dict[str, Any]:
+def embedder_use(work: Path) -> dict[str, Any]:
     """Of the embedders of a step: how many ran side by side, for how long together, and how many characters they read."""
-    found = [artifacts.read_json(path) for name in _EMBEDDED for path in (work / f"{name}-use").glob("*.json")]
+    folders = [work / f"{name}-use" for name in _EMBEDDED]
+    found = [artifacts.read_json(path) for folder in folders for path in folder.glob("*.json")]
     return {
-        "count": embedders(run),
+        "count": max((int((folder / _COUNT).read_text()) for folder in folders if (folder / _COUNT).is_file()), default=1),
         "start_seconds": round(sum(use["start_seconds"] for use in found), 1),
         "seconds": round(sum(use["seconds"] for use in found), 1),
         "characters": sum(use["characters"] for use in found),

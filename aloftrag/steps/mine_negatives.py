@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aloftrag import artifacts, models, schemas, storage
+from aloftrag import artifacts, models, resumable, schemas, storage
 from aloftrag.artifacts import Run
 from aloftrag.engine import StartEngine, annotator
 from aloftrag.errors import RunError
@@ -92,7 +92,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
         margin = _margin(searched, sample, duplicates, run)
         # One more where it may stand in for a text that is withheld.
         rules = Rules(job.contexts - 1 + job.may_be_absent, margin, duplicates)
-        artifacts.map_rows(
+        resumable.map_rows(
             source=vectors,
             id_column="question_id",
             transform=lambda rows: map_in_tasks(rows, functools.partial(_mine_block, index=searched, rules=rules)),
@@ -105,7 +105,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     return {
         **_counts(folder, artifacts.count_rows(texts), job.contexts),
         **verified,
-        "embedders": embedder_use(run, work),
+        "embedders": embedder_use(work),
         "relative_margin": margin,
         "near_duplicates": len(duplicates),
         "index": {**found, "why": why if kind == found["kind"] else f"as negatives.index says, though {why}"},
@@ -251,7 +251,7 @@ def _write_clusters(run: Run, index: Index, work: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     if similarity is not None:
         copies = work / "copies"
-        artifacts.map_rows(
+        resumable.map_rows(
             source=run.artifact("index"),
             id_column="text_id",
             transform=lambda rows: map_in_tasks(

@@ -1,6 +1,7 @@
 """Writes that are resumed, on Ray; and when an artifact counts as finished."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from aloftrag import artifacts
+from aloftrag import artifacts, resumable
 from aloftrag.errors import RunError
 from tests.steps import tables
 
@@ -41,7 +42,7 @@ def map_rows(source: Path, tmp_path: Path, ray_session: None) -> Any:
             return rows.map_batches(logged, batch_size=None, batch_format="pyarrow")
 
         try:
-            artifacts.map_rows(source, "id", transform, tmp_path / "made", tmp_path / "checkpoints", SCHEMA)
+            resumable.map_rows(source, "id", transform, tmp_path / "made", tmp_path / "checkpoints", SCHEMA)
         finally:
             run.given = sorted(path.name for path in log.iterdir())  # type: ignore[attr-defined]
         return run.given  # type: ignore[attr-defined]
@@ -69,7 +70,7 @@ def fails_after_the_others(bad: str, committed: Path, others: int) -> Callable[[
 def test_a_write_that_broke_off_is_resumed_without_making_finished_blocks_again(
     map_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "SLICE_ROWS", 6)  # two slices: one is whole when the other breaks off
+    monkeypatch.setattr(resumable, "SLICE_ROWS", 6)  # two slices: one is whole when the other breaks off
     with pytest.raises(Exception, match="the machine burns"):
         map_rows(fails_after_the_others("r05", tmp_path / "checkpoints", others=5))
     assert map_rows.given == IDS
@@ -86,9 +87,30 @@ def test_a_commit_of_which_only_the_copy_was_made_is_one(map_rows: Any, tmp_path
         map_rows(fails_after_the_others("r05", tmp_path / "checkpoints", others=5))
     committed = list((tmp_path / "checkpoints").rglob("*[!g].parquet"))
     for file in committed[:2]:  # as an object store has it between the two parts of a move
-        shutil.copyfile(file, file.with_name(file.name.removesuffix(".parquet") + artifacts.PENDING))
+        shutil.copyfile(file, file.with_name(file.name.removesuffix(".parquet") + resumable.PENDING))
     assert map_rows(doubled) == ["r05", "r07"]
     assert tables.read(tmp_path / "made", "id") == [{"id": row["id"], "twice": 2 * row["twice"]} for row in ROWS]
+
+
+def test_a_resumed_write_needs_one_cpu_at_a_time(map_rows: Any, tmp_path: Path) -> None:
+    """Or of several resumed runs each could hold one and wait for another."""
+    import ray
+
+    with pytest.raises(Exception, match="the machine burns"):
+        map_rows(fails_after_the_others("r05", tmp_path / "checkpoints", others=5))
+
+    class Holder:
+        def is_there(self) -> bool:
+            return True
+
+    holder = ray.remote(num_cpus=ray.cluster_resources()["CPU"] - 1)(Holder).remote()
+    assert ray.get(holder.is_there.remote())
+    done: list[list[str]] = []
+    resumed = threading.Thread(target=lambda: done.append(map_rows(doubled)), daemon=True)
+    resumed.start()
+    resumed.join(120)
+    ray.kill(holder)
+    assert done == [["r05", "r07"]]
 
 
 @pytest.mark.parametrize(

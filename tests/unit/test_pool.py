@@ -67,3 +67,17 @@ def test_an_actor_gives_up_on_a_block_on_which_engine_after_engine_dies(tmp_path
         answers()
     InFlightLog(tmp_path, ["a", "b"]).answered("a")
     assert answers() == [block]
+
+
+def test_what_stopped_an_actor_is_kept_without_secrets(tmp_path: Path) -> None:
+    async def ask(engine: Engine, row: dict[str, Any]) -> dict[str, Any]:
+        raise RunError("http://user:pass-word@host:8000/v1 answers no more")
+
+    async def stop() -> None:
+        question = Question(ask, lambda row, reason: row, "text_id", pa.schema({"text_id": pa.string()}))
+        actor = _EngineActor(lambda: ScriptedEngine(lambda prompt: "yes"), question, tmp_path, tmp_path / "use", stall_minutes=1)
+        [table async for table in actor(pa.table({"text_id": ["a"]}))]
+
+    with pytest.raises(RunError):
+        asyncio.run(stop())
+    assert (tmp_path / "use" / "stopped.txt").read_text() == "http://***@host:8000/v1 answers no more"

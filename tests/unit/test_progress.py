@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from aloftrag import artifacts, progress
+from aloftrag import artifacts, progress, resumable
 from aloftrag.engine.in_flight import InFlightLog
 
 HOUR_AGO = 3600.0
 
 
 def begun(folder: Path, total: int, before: int = 0, ago: float = HOUR_AGO) -> None:
-    artifacts.write_json(folder / artifacts.BEGUN, {"total": total, "before": before, "at": time.time() - ago})
+    artifacts.write_json(folder / resumable.BEGUN, {"total": total, "before": before, "at": time.time() - ago})
 
 
 def committed(folder: Path, rows: int, name: str = "a") -> None:
@@ -29,7 +29,7 @@ def test_nothing_is_known_of_a_step_that_has_only_begun(tmp_path: Path) -> None:
 def test_committed_rows_give_the_rate_and_the_time_left(tmp_path: Path) -> None:
     begun(tmp_path / "checkpoints", 100_000, before=2_000)
     committed(tmp_path / "checkpoints", 20_000)
-    committed(tmp_path / "checkpoints", 500, f"b{artifacts.PENDING.removesuffix('.parquet')}")  # still being written
+    committed(tmp_path / "checkpoints", 500, f"b{resumable.PENDING.removesuffix('.parquet')}")  # still being written
     found = progress.of_work(tmp_path)
     assert found is not None
     assert (found.done, found.total, found.per_second) == (20_000, 100_000, pytest.approx(5.0, rel=0.01))  # 18,000 since, in an hour

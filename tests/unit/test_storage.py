@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from aloftrag import artifacts, claims, object_store, storage
+from aloftrag import artifacts, claims, object_store, schemas, storage
 from aloftrag.errors import RunError, storage_failures_explained
+from aloftrag.job import Job
+from aloftrag.retrieval.near_duplicates import clusters_of
 from tests.object_store import BUCKET, environment_of, in_this_process, s3_server
 
 
@@ -45,6 +47,13 @@ def test_tables_are_written_scanned_and_cut_into_row_groups(folder: Path) -> Non
     assert storage.parquet(path).read_row_group(group)["id"][-1].as_py() == "b599"
     found = storage.dataset(artifacts.parquet_files(folder / "t"), pa.schema({"id": pa.string()}))
     assert found.to_table(filter=pa.compute.field("id") == "a7").num_rows == 1
+
+
+def test_clusters_are_those_of_the_texts_that_are_asked_for(folder: Path) -> None:
+    table = pa.table({"text_id": ["a", "b", "c"], "cluster_id": ["a", "a", "c"]}, schema=schemas.CLUSTERS)
+    artifacts.write_table(table, folder / "clusters" / "0.parquet")
+    settings = {"name": "test", "languages": ["en"], "corpus": {"paths": ["a.md"]}, "negatives": {"near_duplicate_similarity": 0.9}}
+    assert clusters_of(Job.model_validate(settings), folder / "clusters", ["b", "c", "d"]) == {"b": "a", "c": "c"}
 
 
 def test_a_folder_is_removed_with_all_that_is_in_it_and_nothing_else(folder: Path) -> None:
