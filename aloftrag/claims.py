@@ -134,6 +134,7 @@ class _Place:
         except outages():
             if not self._is_turn:
                 raise
+            self._is_working = False  # it had said so, perhaps, and had not looked yet whether others did too
             return {"": Claim({}, 0.0)}  # who waits for hours outlives a storage that fails for a minute
 
     def _ahead(self, at_most: int) -> dict[str, Claim]:
@@ -235,8 +236,8 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> list[str]:
-    """What process numbers are unique in: one start of one machine, in it a container."""
-    return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    """What process numbers are unique in: one start of one machine, in it a container; of one user, as others' processes may be hidden."""
+    return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid"), str(os.getuid())]
 
 
 def _process_started(pid: int) -> str | None:

@@ -53,10 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--set", action="append", metavar="a.b=c", default=[], help="a setting that wins over the job file (YAML)")
         added.add_argument("--language", action="append", metavar="CODE", help="only this language of the job; may be repeated")
 
+    def redo(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--redo", choices=STEP_NAMES, metavar="STEP", help="discard this step and all after it first")
+
     run = command("run", _run, "run every language of a job to its report, resuming what is there")
     job_file(run)
     run.add_argument("--only", choices=STEP_NAMES, metavar="STEP", help="do this one step")
-    run.add_argument("--redo", choices=STEP_NAMES, metavar="STEP", help="discard this step and all after it first")
+    redo(run)
     run.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are (default: runs)")
     run.add_argument("--parallel", type=_positive, metavar="N", help="wait for a turn while N other runs of this job are at work")
 
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     job_file(submit)
     submit.add_argument("--address", required=True, metavar="URL", help="the Ray head's job server, http://HEAD:8265")
     submit.add_argument("--runs", default="runs", metavar="DIR", help="where the run folders are, as the cluster sees it")
+    redo(submit)
     submit.add_argument("--parallel", type=_positive, default=8, metavar="N", help="so many work at once, the rest wait (default: 8)")
     submit.add_argument("--follow", action="store_true", help="show how far the jobs are until all have ended; Ctrl-C only stops that")
     for name, function, about in (
@@ -126,36 +130,53 @@ def _judge_check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from aloftrag import cluster, pipeline
+    from aloftrag import cluster, submit
     from aloftrag.artifacts import Run
     from aloftrag.check import check
 
     if options.only and options.redo and options.only != options.redo:
         raise UsageError(f"--only {options.only} --redo {options.redo}: expected the same step, or one of the two")
     job, languages = _job(options)
+    if os.environ.get("RAY_ADDRESS"):
+        job = submit.with_absolute_paths(job)  # what runs on the cluster has other working folders than this process
     runs = [Run.of(job, language, options.runs) for language in languages]
     for run in runs:
         check(run.job)
     signal.signal(signal.SIGTERM, _exit)
+    failed = []
     try:
         for run in runs:
-            pipeline.run_language(
-                run,
-                only=options.only,
-                redo=options.redo,
-                say=_say,
-                tell_progress=_say_in_place if sys.stdout.isatty() else _say,
-                progress_seconds=5 if sys.stdout.isatty() else 60,
-                at_work=_at_work(run, job.languages, options.parallel),
-            )
-            if options.only is None:
-                _print_result(run.folder)
+            try:
+                _run_language(run, job.languages, options)
+            except RunError as error:
+                if len(runs) == 1:
+                    raise
+                failed.append(run.job.language)
+                _say(f"{run.job.language}  failed: {error}")
+        if failed:
+            raise RunError(f"{', '.join(failed)} failed, see why above; when that is mended, the same command goes on")
         if options.only is None:
             _hold_applied(runs)
     finally:
         if sys.stdout.isatty():
             print(_CLEAR_LINE, end="", flush=True)  # a line of progress, when a step ended badly
         cluster.disconnect()
+
+
+def _run_language(run: "Run", languages: list[str], options: argparse.Namespace) -> None:
+    from aloftrag import pipeline
+
+    pipeline.run_language(
+        run,
+        only=options.only,
+        redo=options.redo,
+        say=_say,
+        tell_progress=_say_in_place if sys.stdout.isatty() else _say,
+        progress_seconds=5 if sys.stdout.isatty() else 60,
+        at_work=_at_work(run, languages, options.parallel),
+    )
+    if options.only is None:
+        _print_result(run.folder)
 
 
 def _exit(signal_number: int, _: object) -> None:
@@ -204,7 +225,8 @@ def _submit(options: argparse.Namespace) -> int:
 
     job, languages = _job(options)
     ids = {}
-    submitted = submit.submit(job.model_copy(update={"languages": languages}), options.address, options.runs, options.parallel)
+    job = job.model_copy(update={"languages": languages})
+    submitted = submit.submit(job, options.address, options.runs, options.parallel, options.redo)
     for language, submission_id in submitted:
         ids[language] = submission_id
         print(f"{language}\t{submission_id}", flush=True)
@@ -281,7 +303,7 @@ def _status(options: argparse.Namespace) -> None:
     from aloftrag import pipeline
 
     if not (options.run / "job.json").is_file():
-        raise RunError(f"{options.run}: no such run; expected RUNS/JOB/LANGUAGE")
+        raise RunError(f"{options.run}: no such run, or it has not begun; expected RUNS/JOB/LANGUAGE")
     for step, state in pipeline.status(options.run):
         print(f"{step:<18}{state}")
 

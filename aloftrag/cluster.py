@@ -30,7 +30,7 @@ def connect() -> None:
         if has_cluster:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
-            # A resumed step needs an actor and a task beside the pool; with two logical CPUs it would wait for ever.
+            # Logical ones: with two, what reads, writes and trains would wait for each other.
             cpus = max(8, usable_cpus())
             ray.init(
                 address="local",  # not some other cluster that once ran on this machine
@@ -41,6 +41,7 @@ def connect() -> None:
             )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a step may wait for GPUs for hours; that an engine hangs is seen in its actor
     context.use_datasource_v2 = False  # it starts 32 actors to read a checkpoint of a few files
     for kind in ("maximum number of concurrent tasks", "minimum number of concurrent actors"):
         warnings.filterwarnings("ignore", f"The {kind}")  # a small run has fewer blocks than tasks or actors
@@ -77,15 +78,19 @@ def hold_fits(job: Job) -> None:
     """Raises ``RunError`` when a job would wait for ever for what the cluster does not have."""
     import ray
 
-    by_node, resources = _gpus_by_node(), job.resources
+    by_node = _gpus_by_node()
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    workers = resources.training_workers
-    fewest = 1 if workers == "auto" else workers if isinstance(workers, int) else workers[0]
+    fewest = _fewest_workers(job)
     if cpus < max(_CPUS_FOR_TASKS, 0 if sum(by_node) else fewest):
         needed = max(_CPUS_FOR_TASKS, fewest)
         raise RunError(f"resources: this job needs {needed} CPUs, and the cluster has {cpus}; submit it again if nodes are still joining")
-    if not sum(by_node):
-        return
+    if sum(by_node):
+        hold_fits_gpus(job, by_node)
+
+
+def hold_fits_gpus(job: Job, by_node: list[int]) -> None:
+    """Raises ``RunError`` when a job needs more GPUs than there are on these nodes."""
+    resources = job.resources
     engines = 1 if resources.engine_replicas == "auto" else resources.engine_replicas
     embedders = 1 if resources.embedder_replicas == "auto" else resources.embedder_replicas
     room = sum(count // resources.tensor_parallel for count in by_node)
@@ -93,10 +98,15 @@ def hold_fits(job: Job) -> None:
         ("tensor_parallel", resources.tensor_parallel, max(by_node), "GPUs on one node"),
         ("engine_replicas", engines, room, f"engines of {resources.tensor_parallel} GPUs"),
         ("embedder_replicas", embedders, sum(by_node), "GPUs"),
-        ("training_workers", fewest, sum(by_node), "GPUs"),
+        ("training_workers", _fewest_workers(job), sum(by_node), "GPUs"),
     ):
         if wanted > there:
             raise RunError(f"resources.{key}: this job needs {wanted} {unit}, and the cluster has {there}")
+
+
+def _fewest_workers(job: Job) -> int:
+    workers = job.resources.training_workers
+    return 1 if workers == "auto" else workers if isinstance(workers, int) else workers[0]
 
 
 def _gpus_by_node() -> list[int]:

@@ -10,10 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
 from aloftrag import artifacts, languages, models, seeds, storage
+from aloftrag.cluster import hold_fits_gpus
 from aloftrag.corpus import WHOLE_FILES, chunker, normalised, read_rows, text_id
 from aloftrag.errors import UsageError
 from aloftrag.evaluation.questions import gold_files, read_gold
@@ -28,6 +30,7 @@ from aloftrag.rates import ASSUMED, Rates
 from aloftrag.retrieval import ivf
 from aloftrag.steps.load_texts import corpus_files
 from aloftrag.training.chats import plan_chats
+from aloftrag.training.model import adapter_weights
 
 SAMPLE_TEXTS = 1000
 _PROMPT_SAMPLE = 50  # of them, whose prompts are written out
@@ -35,6 +38,7 @@ _RATING_TOKENS, _QUESTION_TOKENS = 4, 60  # of a reply
 _QUESTION, _ANSWER = "Which station on the northern coast was the first to measure the wind?", "the one on the headland"
 _LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
 _ID_BYTES = 32
+_BYTES_OF_A_WEIGHT = 4 + 3 * (4 + 8)  # the adapter; three checkpoints, with the optimiser, while the oldest makes room for a new one
 _PROMPTS_OF_A_QUESTION = 3  # base: whether it keeps the form by itself, and its reply; adapter: its reply
 
 
@@ -72,7 +76,8 @@ class _Tokens:
 
 
 def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None = None) -> list[StepPlan]:
-    """Rows, tokens, hours on so many GPUs, and disk of each step of a job for one language."""
+    """Rows, tokens, hours on so many GPUs, and disk of each step of a job for one language; raises ``RunError`` when it needs more."""
+    hold_fits_gpus(job, [gpus])
     sample = sample or sample_of(job)
     tokens = _tokens(job, sample.texts)
     texts, questions = sample.rows, round(sample.rows * tokens.questions * rates.asked * rates.written)
@@ -81,13 +86,15 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
     asked = _asked(job, questions * rates.kept)
     kind = _index_kind(job, texts, questions)
     embedded = sample.characters + questions * len(_QUESTION)
-    engines = max(1, _most(job, gpus) // job.resources.tensor_parallel)
+    engines = _configured(job.resources.engine_replicas, max(1, _most(job, gpus) // job.resources.tensor_parallel))
+    annotated = texts * (tokens.rating + rates.asked * tokens.writing)
+    on_server = models.is_server(job.models.llm)
     workers = _workers(job, _most(job, gpus))
 
     def step(name: str, rows: int, work: float, rate: float, side_by_side: int, disk_mb: float, more_seconds: float = 0.0) -> StepPlan:
         seconds = work / rate / side_by_side + more_seconds / side_by_side + rates.start_up.get(name, 0.0)
         used = side_by_side * (job.resources.tensor_parallel if name in ("annotate", "answer_questions") else 1)
-        is_on_gpu = name not in ("load_texts", "assemble_chats")
+        is_on_gpu = name not in ("load_texts", "assemble_chats") and not (name == "annotate" and on_server)
         return StepPlan(name, rows, round(work), seconds / 3600, seconds * used / 3600 if is_on_gpu else 0.0, disk_mb)
 
     text_mb = sample.characters / 1e6
@@ -95,21 +102,22 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
     chat = tokens.chat + turns * _QUESTION_TOKENS
     chat_tokens = chats * job.training.epochs * chat
     disk_of_questions = asked * tokens.answering * 5 / 1e6
+    disk_of_training = adapter_weights(models.local_folder(job.models.llm, "llm"), job.training) * _BYTES_OF_A_WEIGHT / 1e6
     assemble = step("assemble_chats", chats, chats, rates.assembling, 1, chats * chat * 12 / 1e6)
     return [
         StepPlan(load.step, texts, round(texts * tokens.text), load.hours, 0.0, text_mb),
-        step("annotate", questions, texts * (tokens.rating + rates.asked * tokens.writing), rates.annotating, engines, questions * 1e-3),
+        step("annotate", questions, annotated, rates.annotating, 1 if on_server else engines, questions * 1e-3),
         step(
             "mine_negatives",
             questions,
             embedded,
             rates.embedding,
-            _most(job, gpus),
+            _configured(job.resources.embedder_replicas, _most(job, gpus)),
             (2 * 2 * models.dimensions(job.models.embedder) + _ID_BYTES) * texts / 1e6 + questions * 1e-3,
             3600 * search_hours(job, texts, _queries(job, texts, questions), rates)[kind],
         ),
         StepPlan(assemble.step, chats, round(chats * chat), assemble.hours, 0.0, assemble.disk_mb),
-        step("tune_adapter", chats * job.training.epochs, chat_tokens, rates.training, workers, 500.0),
+        step("tune_adapter", chats * job.training.epochs, chat_tokens, rates.training, workers, disk_of_training),
         step("answer_questions", 2 * asked, _PROMPTS_OF_A_QUESTION * asked * tokens.answering, rates.answering, engines, disk_of_questions),
     ]
 
@@ -149,6 +157,10 @@ def _chats(job: Job, sample: Sample, questions: float, kept: int) -> tuple[int, 
     if not plans:
         return 0, 0.0
     return round(len(plans) * kept / len(rows)), sum(len(found.turns) for found in plans) / len(plans)
+
+
+def _configured(replicas: int | Literal["auto"], auto: int) -> int:
+    return auto if replicas == "auto" else replicas
 
 
 def _most(job: Job, gpus: int) -> int:

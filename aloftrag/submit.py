@@ -21,7 +21,7 @@ import yaml
 import aloftrag
 from aloftrag import cluster, storage
 from aloftrag.corpus import matching
-from aloftrag.errors import RunError
+from aloftrag.errors import RunError, outages
 from aloftrag.job import Job
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ JOB_FILE = "job.yaml"
 Tell = Callable[[str, str, str], None]
 
 
-def submit(job: Job, address: str, runs: str, parallel: int) -> Iterator[tuple[str, str]]:
+def submit(job: Job, address: str, runs: str, parallel: int, redo: str | None = None) -> Iterator[tuple[str, str]]:
     """Submit one Ray job per language, the largest first; yields each language with its submission id.
 
-    At most ``parallel`` of them work at once. Paths are made absolute: the cluster's machines must see them at the same place.
+    At most ``parallel`` of them work at once; each discards the step ``redo`` and all after it first. Paths are made absolute: the
+    cluster's machines must see them at the same place.
     """
     client = _client(address)
     job = with_absolute_paths(job)
@@ -45,6 +46,7 @@ def submit(job: Job, address: str, runs: str, parallel: int) -> Iterator[tuple[s
         (Path(folder) / JOB_FILE).write_text(yaml.safe_dump(job.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
         for language in job.languages:
             arguments = ["--language", language, "--runs", _absolute(runs), "--parallel", str(parallel)]
+            arguments += ["--redo", redo] if redo else []
             command = f'-m aloftrag.cli run "$JOB" {shlex.join(arguments)}'
             # This machine's Python where the head has it too (one image, one shared folder), else the head's own. It does not stay in
             # the folder that Ray makes: another node of the same machine may make it anew.
@@ -84,7 +86,12 @@ def largest_first(job: Job) -> list[str]:
 
     def size(language: str) -> int:
         paths = job.for_language(language).corpus.paths
-        return sum(storage.at(file).stat().st_size for path in paths for file in matching(path))
+        try:
+            return sum(storage.at(file).stat().st_size for path in paths for file in matching(path))
+        except ModuleNotFoundError:  # of object stores, which only the cluster needs then
+            return 0
+        except outages():  # one that only the cluster reaches
+            return 0
 
     return sorted(job.languages, key=size, reverse=True)
 

@@ -27,7 +27,7 @@ _PEAKS = {
 def adapted_model(folder: Path, settings: "Training", adapter: Path | None) -> Any:
     """The base model with a LoRA adapter on all its linear layers: a new one, or ``adapter`` to go on with."""
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
@@ -42,20 +42,37 @@ def adapted_model(folder: Path, settings: "Training", adapter: Path | None) -> A
         # Read to the CPU first: else every worker of a node reads it to the first GPU.
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True, torch_device="cpu")
     else:
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules="all-linear",
-        )
-        model = get_peft_model(base, config)
+        model = get_peft_model(base, _lora(settings))
     # With ddp the adapter's weights are float32, and their products took a third of each step in it (tests/gpu/RESULTS.md). As with
     # transformers' own Trainer, this holds for the whole model, also for what a mixture of experts does in float32 elsewhere.
     if in_bf16:
         model.forward = torch.autocast("cuda", torch.bfloat16)(model.forward)
     model.train()
     return model
+
+
+def adapter_weights(folder: Path, settings: "Training") -> int:
+    """How many weights the adapter of a model has, of which only the configuration is read."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        trained, _ = get_peft_model(base, _lora(settings)).get_nb_trainable_parameters()
+    return int(trained)
+
+
+def _lora(settings: "Training") -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+    )
 
 
 def attention() -> str:

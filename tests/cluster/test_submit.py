@@ -102,6 +102,24 @@ def test_what_is_sent_has_absolute_paths_and_is_otherwise_the_same_job(tmp_path:
     assert (sent.annotation, sent.negatives, sent.seed) == (given.annotation, given.negatives, given.seed)
 
 
+def test_a_step_to_be_redone_is_redone_by_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.entrypoints: list[str] = []
+
+        def submit_job(self, entrypoint: str, **_: Any) -> str:
+            self.entrypoints.append(entrypoint)
+            return str(len(self.entrypoints))
+
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    given = job.Job.model_validate({"name": "test", "languages": ["en", "de"], "corpus": {"paths": ["s3://bucket/{language}.jsonl"]}})
+    monkeypatch.setattr(submit, "largest_first", lambda job: job.languages)
+    for redo, said in (("annotate", " --redo annotate"), (None, "")):
+        client = Client()
+        assert [language for language, _ in submit.submit(given, "http://head:8265", "/runs", 8, redo)] == ["en", "de"]
+        assert all(entrypoint.endswith(f"--runs /runs --parallel 8{said}") for entrypoint in client.entrypoints)
+
+
 def test_the_largest_language_goes_first(tmp_path: Path) -> None:
     for language, size in (("en", 10), ("de", 1000), ("fr", 100)):
         (tmp_path / f"{language}.txt").write_text("x" * size)
@@ -109,3 +127,12 @@ def test_the_largest_language_goes_first(tmp_path: Path) -> None:
         {"name": "test", "languages": ["en", "de", "fr"], "corpus": {"paths": [str(tmp_path / "{language}.txt")]}}
     )
     assert submit.largest_first(found) == ["de", "fr", "en"]
+
+
+def test_documents_that_only_the_cluster_reaches_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(pattern: str) -> list[str]:
+        raise PermissionError(f"Access denied: {pattern}")
+
+    monkeypatch.setattr(submit, "matching", unreachable)
+    found = job.Job.model_validate({"name": "test", "languages": ["en", "de"], "corpus": {"paths": ["s3://bucket/{language}.jsonl"]}})
+    assert submit.largest_first(found) == ["en", "de"]

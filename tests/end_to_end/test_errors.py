@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from aloftrag import cli
+from aloftrag.errors import RunError
 
 
 def fails(arguments: list[str], code: int, *parts: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +158,42 @@ def test_adapters_that_changed_nothing_are_exit_code_1_when_all_languages_are_do
     arguments = ["run", str(job_file(languages=["de", "en", "fr"])), "--runs", str(tmp_path)]
     fails(arguments, 1, f"{tmp_path}/test/de, {tmp_path}/test/fr: the adapter was not applied", "--redo tune_adapter", capsys=capsys)
     assert done == ["de", "en", "fr"]
+
+
+def test_a_language_that_fails_does_not_keep_the_others_from_their_reports(
+    job_file: Any, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def run_language(run: Any, **how: Any) -> None:
+        if run.job.language == "en":
+            raise RunError("annotate: 9 of 10 texts came to nothing")
+        done.append(run.job.language)
+
+    monkeypatch.setattr("aloftrag.pipeline.run_language", run_language)
+    monkeypatch.setattr(cli, "_print_result", lambda folder: None)
+    monkeypatch.setattr("aloftrag.cluster.disconnect", lambda: None)
+    assert cli.main(["run", str(job_file(languages=["de", "en", "fr"])), "--runs", str(tmp_path)]) == 1
+    assert done == ["de", "fr"]
+    printed = capsys.readouterr()
+    assert "en  failed: annotate: 9 of 10 texts came to nothing" in printed.out
+    assert printed.err == "aloftrag: en failed, see why above; when that is mended, the same command goes on\n"
+    fails(["run", str(job_file()), "--runs", str(tmp_path)], 1, "annotate: 9 of 10 texts came to nothing", capsys=capsys)
+
+
+def test_on_a_cluster_paths_do_not_depend_on_where_its_processes_run(
+    job_file: Any, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[list[str]] = []
+    monkeypatch.setattr("aloftrag.pipeline.run_language", lambda run, **how: paths.append(run.job.corpus.paths))
+    monkeypatch.setattr("aloftrag.cluster.disconnect", lambda: None)
+    monkeypatch.setattr(cli, "_print_result", lambda folder: None)
+    monkeypatch.setattr(cli, "_hold_applied", lambda runs: None)
+    monkeypatch.chdir(tmp_path)
+    for address in ("", "127.0.0.1:6379"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert cli.main(["run", str(job_file(corpus={"paths": [texts.name]}))]) == 0
+    assert paths == [[texts.name], [str(texts)]]
 
 
 @pytest.mark.parametrize("command", [["status"], ["report"]])

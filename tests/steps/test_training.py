@@ -15,7 +15,7 @@ from aloftrag.prompts.chat import Message, prompt_ids
 from aloftrag.training import checkpoints, loop
 from aloftrag.training.batches import collate
 from aloftrag.training.loss import loss_sums, weighted
-from aloftrag.training.model import Cost, adapted_model, learning_rate
+from aloftrag.training.model import Cost, adapted_model, adapter_weights, learning_rate
 from aloftrag.training.rows import ANSWER, CITATION, NONE, TrainingRow, training_row
 from tests.steps.training_rows import random_rows, start, steps_of, trained, write_run
 
@@ -94,6 +94,11 @@ def test_a_packed_row_does_not_see_the_others(adapted: Any) -> None:
     assert not torch.allclose(before[: len(first)], after[: len(first)], atol=1e-3)
     torch.testing.assert_close(before[len(first) :], after[len(first) :], rtol=0, atol=1e-6)
     torch.testing.assert_close(before[len(first) :], logits(second), rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_of_an_adapter_can_be_told_from_the_models_configuration(adapted: Any, tiny_llm: Path) -> None:
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert adapter_weights(tiny_llm, Training(lora_r=4)) == trained > 0
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,34 @@ def test_who_waits_for_a_turn_outlives_a_storage_that_fails(tmp_path: Path, monk
         pytest.fail("it works beside others")
 
 
+def test_who_was_about_to_work_when_the_storage_failed_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two looks the second one fails, when it has said already that it works; the other one comes at that moment."""
+    read, looked, done = claims._read, [], []
+
+    def work(order: str) -> None:
+        with claims.hold(tmp_path, order=order, wait=True, say=lambda line: None):
+            done.append(order)
+
+    first_in_order = threading.Thread(target=work, args=("0",), daemon=True)
+
+    def fails(path: Path) -> object:
+        looked.append(path)
+        if len(looked) == 2:
+            first_in_order.start()
+            while not list(tmp_path.glob("0-*.json")):
+                time.sleep(0.01)
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(claims, "_read", fails)
+    write(tmp_path / "9-waits.json", {**ELSEWHERE, "is_working": False})
+    second_in_order = threading.Thread(target=work, args=("1",), daemon=True)
+    second_in_order.start()
+    second_in_order.join(20)
+    first_in_order.join(20)
+    assert done == ["0", "1"]
+
+
 def test_a_claim_that_is_renewed_meanwhile_is_left_alone(tmp_path: Path) -> None:
     ended = threading.Event()
 

@@ -41,6 +41,13 @@ def test_everything_but_start_ups_grows_with_the_texts() -> None:
     assert small["tune_adapter"].rows == 810  # a tenth is held out, a tenth of the rest validates
 
 
+def test_training_takes_the_disk_of_an_adapter_and_three_checkpoints() -> None:
+    # SmolLM2-135M: in each of 30 layers four projections of attention and three of the rest, so many inputs and outputs together.
+    weights = 30 * 64 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    training = by_step(plan.plan(job(training={"lora_r": 64}), sample=sample(1000)))["tune_adapter"]
+    assert training.disk_mb == pytest.approx(weights * (4 + 3 * 12) / 1e6)
+
+
 def test_gpus_share_the_work_but_not_the_start_up() -> None:
     one, eight = (by_step(plan.plan(job(), gpus=gpus, sample=sample(10**6))) for gpus in (1, 8))
     start_up = ASSUMED.start_up["annotate"] / 3600
@@ -48,6 +55,20 @@ def test_gpus_share_the_work_but_not_the_start_up() -> None:
     assert eight["tune_adapter"].hours == one["tune_adapter"].hours  # one example a step cannot be shared
     capped = by_step(plan.plan(job(resources={"max_gpus": 2}), gpus=8, sample=sample(10**6)))
     assert capped["annotate"].hours - start_up == pytest.approx((one["annotate"].hours - start_up) / 2)
+
+
+def test_as_many_engines_and_embedders_are_planned_as_the_job_has() -> None:
+    resources = {"engine_replicas": 2, "embedder_replicas": 4}
+    two, sixteen = (by_step(plan.plan(job(resources=set_to), gpus=16, sample=sample(10**6))) for set_to in (resources, {}))
+    for name, factor in (("annotate", 8), ("answer_questions", 8), ("mine_negatives", 4)):
+        start_up = ASSUMED.start_up[name] / 3600
+        assert two[name].hours - start_up == pytest.approx(factor * (sixteen[name].hours - start_up))
+        assert two[name].gpu_hours < sixteen[name].gpu_hours  # fewer wait while they start
+
+
+def test_a_job_that_needs_more_gpus_has_no_plan() -> None:
+    with pytest.raises(RunError, match=r"resources\.training_workers: this job needs 4 GPUs, and the cluster has 2"):
+        plan.plan(job(resources={"training_workers": 4}, training={"examples_per_step": 4}), gpus=2, sample=sample(1000))
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(10**3, "exact"), (10**6, "exact"), (10**7, "ivf"), (10**9, "ivf")])
