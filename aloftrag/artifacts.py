@@ -283,3 +283,12 @@ def blocks_of(groups: list[RowGroup], columns: list[str] | None, left: Callable[
 
     # Said explicitly, or Ray cuts few blocks into many: one block per row group.
     return ray.data.read_datasource(RowGroups(), override_num_blocks=max(1, len(groups)))
+
+
+def map_blocks(dataset: "Dataset", function: Any, **options: Any) -> "Dataset":
+    """Ray's ``map_batches``, each block by itself.
+
+    With a batch size, which it wants where there are GPUs, it puts small blocks together as they come: what is computed together would
+    then depend on which node was slow or died, and with it the last digits.
+    """
+    return dataset.map_batches_internal(function, batch_size=None, batch_format="pyarrow", **options)

@@ -238,11 +238,10 @@ def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run:
     storage.write(use / _COUNT, str(size).encode())
     blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
     on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)
-    return dataset.map_batches(
+    return artifacts.map_blocks(
+        dataset,
         _EngineActor,
         fn_constructor_args=(start_engine, question, logs, use, job.engine.stall_minutes),
-        batch_size=BLOCK_ROWS,  # Ray asks for a number where there are GPUs
-        batch_format="pyarrow",
         compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=blocks, max_concurrent_calls_per_actor=blocks),
         udf_modifying_row_count=False,
         num_cpus=0,

@@ -67,11 +67,10 @@ def prepare_questions(run: Run, destination: Path, work: Path) -> dict[str, Any]
         resumable.map_rows(
             source=vectors,
             id_column="question_id",
-            transform=lambda blocks: blocks.map_batches(
+            transform=lambda blocks: artifacts.map_blocks(
+                blocks,
                 _Contexts,
                 fn_constructor_args=(job, index, run.artifact("texts"), added_texts, clusters_of),
-                batch_size=None,
-                batch_format="pyarrow",
                 num_cpus=0,
                 compute=ActorPoolStrategy(size=1),
             ),

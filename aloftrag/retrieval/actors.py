@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from aloftrag import cluster
-from aloftrag.artifacts import BLOCK_ROWS, Run
+from aloftrag import artifacts, cluster
+from aloftrag.artifacts import Run
 
 
 def embedders(run: Run) -> int:
@@ -19,11 +19,10 @@ def map_in_actors(rows: Any, actor: type, arguments: tuple[Any, ...], count: int
     """``rows`` block by block through so many actors of class ``actor``."""
     from ray.data import ActorPoolStrategy
 
-    return rows.map_batches(
+    return artifacts.map_blocks(
+        rows,
         actor,
         fn_constructor_args=arguments,
-        batch_size=BLOCK_ROWS,  # Ray asks for a number where there are GPUs
-        batch_format="pyarrow",
         compute=ActorPoolStrategy(size=count),
         num_cpus=0,
         num_gpus=1 if cluster.gpus() else 0,

@@ -76,7 +76,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     question = pool.Question(functools.partial(annotate_text, job=run.job), _set_aside, "text_id", schemas.ANNOTATED_TEXTS)
     pool.ask_rows(run.artifact("texts"), question, start_engine or annotator(run), run, annotated, columns=["text_id", "text"])
     artifacts.fresh_folder(folder)
-    artifacts.read_blocks(annotated).map_batches(explode_questions, batch_size=None, batch_format="pyarrow").write_parquet(str(folder))
+    artifacts.map_blocks(artifacts.read_blocks(annotated), explode_questions).write_parquet(str(folder))
     artifacts.hold_schema(folder, schemas.ANNOTATIONS)
     counts = _counts(folder)
     _hold_budget(folder, counts, run.job.annotation.max_failed)

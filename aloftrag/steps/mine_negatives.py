@@ -193,7 +193,9 @@ def _mine_block(block: pa.Table, index: Index, rules: Rules) -> pa.Table:
 def _questions(annotations: Path, folder: Path) -> Path:
     """The annotated questions as a table of their own, in row groups of ``_QUESTIONS_AT_ONCE``: what step 4 maps over."""
     artifacts.fresh_folder(folder)
-    rows = (artifacts.read_file(path, ["question_id", "text_id", "question"]) for path in artifacts.parquet_files(annotations))
+    # In the order of ids: files have random names, and the last digits of a vector depend on what is embedded beside it.
+    files = sorted(artifacts.parquet_files(annotations), key=_least_id)
+    rows = (artifacts.read_file(path, ["question_id", "text_id", "question"]) for path in files)
     waiting: list[pa.Table] = []
     numbers = itertools.count()
 
@@ -209,6 +211,10 @@ def _questions(annotations: Path, folder: Path) -> Path:
     if any(part.num_rows for part in waiting):
         write()
     return folder
+
+
+def _least_id(annotations: Path) -> str:
+    return str(pc.min(artifacts.read_file(annotations, ["question_id"])["question_id"]))
 
 
 def _choose_nprobe(index: Path, ask_shards: shards.ShardActors, sample: pa.Table, run: Run) -> dict[str, Any]:
