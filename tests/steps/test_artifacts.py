@@ -39,7 +39,7 @@ def map_rows(source: Path, tmp_path: Path, ray_session: None) -> Any:
             return change(block)
 
         def transform(rows: Any) -> Any:
-            return rows.map_batches(logged, batch_size=None, batch_format="pyarrow")
+            return artifacts.map_blocks(rows, logged)
 
         try:
             resumable.map_rows(source, "id", transform, tmp_path / "made", tmp_path / "checkpoints", SCHEMA)
@@ -132,9 +132,9 @@ def test_a_transform_that_makes_other_types_is_an_error(map_rows: Any) -> None:
         map_rows(lambda block: block.set_column(1, "twice", pa.array(["2"] * block.num_rows)))
 
 
-def test_a_block_is_a_row_group_whatever_the_files(source: Path, ray_session: None) -> None:
-    blocks = artifacts.read_blocks(source).map_batches(lambda block: {"rows": [len(block["id"])]}, batch_size=None).take_all()
-    assert [block["rows"] for block in blocks] == [2] * 6
+def test_a_block_is_a_row_group_whatever_the_files_and_however_small(source: Path, ray_session: None) -> None:
+    blocks = artifacts.map_blocks(artifacts.read_blocks(source), lambda block: {"rows": [len(block["id"])]})
+    assert [block["rows"] for block in blocks.take_all()] == [2] * 6
 
 
 # Finished, and with which settings.

@@ -4,14 +4,16 @@ import asyncio
 import functools
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from aloftrag import job, schemas
+from aloftrag import artifacts, job, schemas
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
 from aloftrag.engine.scripted import ScriptedEngine
@@ -240,6 +242,19 @@ def guarded_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> 
     tables.write(run.artifact("annotations"), schemas.ANNOTATIONS, mined.annotation_rows(), files=2, group_rows=4)
     engine = functools.partial(ScriptedEngine, lambda prompt: "yes" if "oak" in prompt.messages[1]["content"].partition("###")[2] else "no")
     return run, mine_negatives.make(run, run.artifact("negatives"), folder / "work", start_engine=engine)
+
+
+def test_questions_are_embedded_in_the_same_order_whatever_their_files_are_called(tmp_path: Path) -> None:
+    rows = sorted(mined.annotation_rows(), key=lambda row: row["question_id"])
+    blocks = {"c": rows[:5], "a": rows[5:9], "b": rows[9:]}
+    ordered = []
+    for called in ("abc", "bca"):
+        for name, block in zip(called, blocks.values(), strict=True):
+            table = pa.Table.from_pylist(block, schema=schemas.ANNOTATIONS)
+            artifacts.write_table(table, tmp_path / called / f"{name}.parquet")
+        questions = mine_negatives._questions(tmp_path / called, tmp_path / f"{called}-questions")
+        ordered.append([row for path in artifacts.parquet_files(questions) for row in pq.read_table(path)["question_id"].to_pylist()])
+    assert ordered == [sorted(mined.id_of(key) for key in mined.QUESTIONS)] * 2
 
 
 def test_a_near_duplicate_is_in_the_cluster_of_its_text_and_is_no_negative_of_it(guarded_run: tuple[Run, dict[str, Any]]) -> None:
