@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aloftrag import claims
 from aloftrag.artifacts import Run
@@ -17,7 +18,10 @@ _CPUS_FOR_TASKS = 2  # actors with a model hold none, or those of several runs c
 
 
 def connect() -> None:
-    """Connect to the Ray cluster at ``RAY_ADDRESS``, else start Ray on this machine."""
+    """Connect to the Ray cluster at ``RAY_ADDRESS``, else start Ray on this machine.
+
+    Raises ``RunError`` where no cluster answers.
+    """
     has_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if has_cluster:
         use_token()
@@ -28,7 +32,7 @@ def connect() -> None:
 
     if not ray.is_initialized():
         if has_cluster:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            _join()
         else:
             # Logical ones: with two, what reads, writes and trains would wait for each other.
             cpus = max(8, usable_cpus())
@@ -47,6 +51,16 @@ def connect() -> None:
         warnings.filterwarnings("ignore", f"The {kind}")  # a small run has fewer blocks than tasks or actors
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+def _join() -> None:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise RunError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster to join there, expected auto or HEAD:6379 ({said})") from error
 
 
 def use_token() -> bool:
@@ -119,14 +133,18 @@ def _stay_on_this_machine() -> None:
     """Keep Ray from looking for things elsewhere that a local cluster does not have.
 
     Its head asks the metadata servers of three cloud providers where it runs, even with usage statistics off, in plain HTTP,
-    which goes to a proxy that is not there. Without a dashboard, Ray Train would look for that of whatever cluster it finds.
-    And without the last one, whose name is misleading, its processes find each other under this machine's outside address,
-    whose name is asked of a name server; with it under 127.0.0.1.
+    which goes to a proxy that is not there; what goes to an object store does not. Without a dashboard, Ray Train would look for that
+    of whatever cluster it finds. And without the last one, whose name is misleading, its processes find each other under this
+    machine's outside address, whose name is asked of a name server; with it under 127.0.0.1.
     """
     nowhere = "http://127.0.0.1:9"
+    stores = [urlsplit(os.environ.get(name, "")).hostname for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")]
+    direct = ["127.0.0.1", "localhost", os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), *stores]
+    no_proxy = ",".join(filter(None, direct))
     os.environ.update(
         http_proxy=nowhere,
-        no_proxy="127.0.0.1,localhost",
+        no_proxy=no_proxy,
+        NO_PROXY=no_proxy,
         RAY_API_SERVER_ADDRESS=nowhere,
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _LOOK_SECONDS = 2
+_SILENT_SECONDS = 120  # of a job that prints nothing, as one that waits; at work it does so every minute
 JOB_FILE = "job.yaml"
 
 Tell = Callable[[str, str, str], None]
@@ -123,12 +124,15 @@ async def _follow(client: "JobSubmissionClient", ids: dict[str, str], tell: Tell
     async def read_lines(language: str, submission_id: str, known: int) -> int:
         """Tell what is printed beyond the ``known`` lines, until the job ends or the connection does; returns how many there are now."""
         number = 0
-        with contextlib.suppress(RuntimeError, ClientError):  # an idle connection may be closed: the next look opens another
-            async for part in client.tail_job_logs(submission_id):
-                for line in filter(str.strip, part.splitlines()):
-                    number += 1
-                    if number > known:
-                        tell(language, "RUNNING", line)
+        # An idle connection may be closed, or lost without a word: the next look opens another.
+        with contextlib.suppress(RuntimeError, ClientError, TimeoutError):
+            async with asyncio.timeout(_SILENT_SECONDS) as silence:
+                async for part in client.tail_job_logs(submission_id):
+                    silence.reschedule(asyncio.get_running_loop().time() + _SILENT_SECONDS)
+                    for line in filter(str.strip, part.splitlines()):
+                        number += 1
+                        if number > known:
+                            tell(language, "RUNNING", line)
         return max(number, known)
 
     ended = await asyncio.gather(*(watch(language, submission_id) for language, submission_id in ids.items()))

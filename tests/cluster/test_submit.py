@@ -1,11 +1,13 @@
 """``submit``, ``cancel`` and ``logs`` against a Ray head, with a token."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from aloftrag import cli, job, submit
 from tests.cluster.nodes import TOKEN, Nodes, cluster, free_port
@@ -100,6 +102,30 @@ def test_what_is_sent_has_absolute_paths_and_is_otherwise_the_same_job(tmp_path:
     assert sent.evaluation.gold_paths == [f"{tmp_path}/gold.jsonl"]
     assert sent.training == given.training
     assert (sent.annotation, sent.negatives, sent.seed) == (given.annotation, given.negatives, given.seed)
+
+
+def test_a_connection_that_is_lost_without_a_word_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.tails = 0
+
+        def get_job_status(self, submission_id: str) -> JobStatus:
+            return JobStatus.SUCCEEDED if self.tails == 2 else JobStatus.RUNNING
+
+        async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+            self.tails += 1
+            yield "en  load_texts\n"
+            if self.tails == 2:
+                yield "en  annotate\n"
+            await asyncio.Event().wait()
+
+    client = Client()
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.setattr(submit, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(submit, "_SILENT_SECONDS", 0.2)
+    assert submit.follow("http://head:8265", {"en": "raysubmit_1"}, lambda *said: told.append(said)) == {"en": "SUCCEEDED"}
+    assert [line for _, _, line in told if line] == ["en  load_texts", "en  annotate"]
 
 
 def test_a_step_to_be_redone_is_redone_by_every_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from aloftrag import cli
 from aloftrag.errors import RunError
+from tests.end_to_end import driver
 
 
 def fails(arguments: list[str], code: int, *parts: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +195,14 @@ def test_on_a_cluster_paths_do_not_depend_on_where_its_processes_run(
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert cli.main(["run", str(job_file(corpus={"paths": [texts.name]}))]) == 0
     assert paths == [[texts.name], [str(texts)]]
+
+
+def test_a_cluster_that_is_none_is_one_line_and_exit_code_1(job_file: Any, texts: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(job_file(corpus={"paths": [str(texts)]})), "--runs", str(tmp_path / "runs")]
+    process = driver.start(arguments, environ={**driver.environment(), "RAY_ADDRESS": "head"})
+    *_, said = driver.ended(process, 120).splitlines()
+    assert process.returncode == 1
+    assert said.startswith("aloftrag: RAY_ADDRESS=head: no cluster to join there, expected auto or HEAD:6379 ("), said
 
 
 @pytest.mark.parametrize("command", [["status"], ["report"]])

@@ -1,5 +1,6 @@
 """What a run takes of a cluster, and jobs that do not fit on it."""
 
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,17 @@ def test_runs_of_a_job_share_its_gpus(has: Any, tmp_path: Path) -> None:
             assert (cluster.gpus_for(run), cluster.gpus_for(limited)) == (3, 2)
     has(0, 0)
     assert cluster.gpus_for(run) == 0
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_what_is_kept_on_this_machine_still_reaches_the_object_store(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "no_proxy", "NO_PROXY", "RAY_API_SERVER_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.setenv(name, "")  # and so as it was, in the end
+    monkeypatch.setenv(variable, "wiki.example,10.0.0.1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio.example:9000")
+    cluster._stay_on_this_machine()
+    assert urllib.request.getproxies_environment()["http"] == "http://127.0.0.1:9"
+    for host in ("minio.example:9000", "wiki.example", "10.0.0.1", "127.0.0.1:8265", "localhost"):
+        assert urllib.request.proxy_bypass_environment(host), host
+    for host in ("169.254.169.254", "metadata.example"):
+        assert not urllib.request.proxy_bypass_environment(host), host
