@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +67,22 @@ def _checked(run: Run, asked: Path, work: Path, start_engine: StartEngine) -> pl
 
 
 def _write_skipped_texts(mined: Path, texts: Path, folder: Path) -> None:
-    """The questions for which texts were skipped, with those texts."""
-    store = TextStore(texts)
+    """The questions for which texts were skipped, with those texts; in whole blocks, so that an engine has enough to do."""
+    store, remaining, numbers = TextStore(texts), _with_skipped_texts(mined), itertools.count()
+    while rows := list(itertools.islice(remaining, artifacts.BLOCK_ROWS)):
+        contents = store.texts(text["text_id"] for row in rows for text in row["skipped"])
+        for row in rows:
+            row["skipped"] = [{"text_id": text["text_id"], "text": contents[text["text_id"]]} for text in row["skipped"]]
+        artifacts.write_table(pa.Table.from_pylist(rows, schema=_TO_CHECK), folder / f"{next(numbers):06d}.parquet")
+
+
+def _with_skipped_texts(mined: Path) -> Iterator[Row]:
     for path in artifacts.parquet_files(mined):
-        for number, batch in enumerate(artifacts.read_file(path, ["question_id", "question", "skipped"]).to_batches(artifacts.BLOCK_ROWS)):
-            rows = batch.to_pylist()
-            for row in rows:
+        for batch in artifacts.read_file(path, ["question_id", "question", "skipped"]).to_batches(artifacts.BLOCK_ROWS):
+            for row in batch.to_pylist():
                 row["skipped"] = [text for text in row["skipped"] if text["reason"] != guard.COPY_OF_NEGATIVE]
-            rows = [row for row in rows if row["skipped"]]
-            contents = store.texts(text["text_id"] for row in rows for text in row["skipped"]) if rows else {}
-            for row in rows:
-                row["skipped"] = [{"text_id": text["text_id"], "text": contents[text["text_id"]]} for text in row["skipped"]]
-            if rows:
-                artifacts.write_table(pa.Table.from_pylist(rows, schema=_TO_CHECK), folder / f"{path.stem}-{number:04d}.parquet")
+                if row["skipped"]:
+                    yield row
 
 
 async def check_row(engine: Engine, row: Row, language: str) -> Row:

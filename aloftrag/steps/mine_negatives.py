@@ -9,6 +9,7 @@ asks all of them. A guard leaves out what may answer the question as well (``ret
 import functools
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,28 +194,33 @@ def _mine_block(block: pa.Table, index: Index, rules: Rules) -> pa.Table:
 def _questions(annotations: Path, folder: Path) -> Path:
     """The annotated questions as a table of their own, in row groups of ``_QUESTIONS_AT_ONCE``: what step 4 maps over."""
     artifacts.fresh_folder(folder)
-    # In the order of ids: files have random names, and the last digits of a vector depend on what is embedded beside it.
-    files = sorted(artifacts.parquet_files(annotations), key=_least_id)
-    rows = (artifacts.read_file(path, ["question_id", "text_id", "question"]) for path in files)
     waiting: list[pa.Table] = []
     numbers = itertools.count()
 
-    def write() -> None:
-        if waiting:
-            artifacts.write_table(pa.concat_tables(waiting), folder / f"questions-{next(numbers):06d}.parquet", _QUESTIONS_AT_ONCE)
-            waiting.clear()
+    def write(count: int) -> None:
+        table = pa.concat_tables(waiting)
+        artifacts.write_table(table.slice(0, count), folder / f"questions-{next(numbers):06d}.parquet", _QUESTIONS_AT_ONCE)
+        waiting[:] = [table.slice(count)]
 
-    for table in rows:
+    for path in _by_ids(artifacts.parquet_files(annotations)):
+        table = artifacts.read_file(path, ["question_id", "text_id", "question"])
         waiting.append(table.filter(pc.is_valid(table["question"])))
-        if sum(part.num_rows for part in waiting) >= _QUESTIONS_AT_ONCE:
-            write()
-    if any(part.num_rows for part in waiting):
-        write()
+        if (count := sum(part.num_rows for part in waiting)) >= _QUESTIONS_AT_ONCE:
+            write(count - count % _QUESTIONS_AT_ONCE)
+    if count := sum(part.num_rows for part in waiting):
+        write(count)
     return folder
 
 
-def _least_id(annotations: Path) -> str:
-    return str(pc.min(artifacts.read_file(annotations, ["question_id"])["question_id"]))
+def _by_ids(annotations: list[Path]) -> list[Path]:
+    """Files in the order of their ids: they have random names, and the last digits of a vector depend on what is embedded beside it."""
+
+    def least_id(path: Path) -> str:
+        return str(pc.min(artifacts.read_file(path, ["question_id"])["question_id"]))
+
+    with ThreadPoolExecutor() as readers:
+        found = dict(zip(annotations, readers.map(least_id, annotations), strict=True))
+    return sorted(annotations, key=found.__getitem__)
 
 
 def _choose_nprobe(index: Path, ask_shards: shards.ShardActors, sample: pa.Table, run: Run) -> dict[str, Any]:

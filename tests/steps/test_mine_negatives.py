@@ -17,7 +17,7 @@ from aloftrag import artifacts, job, schemas
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
 from aloftrag.engine.scripted import ScriptedEngine
-from aloftrag.retrieval import shards
+from aloftrag.retrieval import shards, verify
 from aloftrag.retrieval.guard import COPY_OF_NEGATIVE, COPY_OF_POSITIVE, TOO_SIMILAR, Rules
 from aloftrag.retrieval.index import Index, index_of
 from aloftrag.retrieval.shard import Shard
@@ -244,7 +244,10 @@ def guarded_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> 
     return run, mine_negatives.make(run, run.artifact("negatives"), folder / "work", start_engine=engine)
 
 
-def test_questions_are_embedded_in_the_same_order_whatever_their_files_are_called(tmp_path: Path) -> None:
+def test_questions_are_embedded_in_the_same_order_and_blocks_whatever_their_files_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mine_negatives, "_QUESTIONS_AT_ONCE", 4)
     rows = sorted(mined.annotation_rows(), key=lambda row: row["question_id"])
     blocks = {"c": rows[:5], "a": rows[5:9], "b": rows[9:]}
     ordered = []
@@ -254,7 +257,21 @@ def test_questions_are_embedded_in_the_same_order_whatever_their_files_are_calle
             artifacts.write_table(table, tmp_path / called / f"{name}.parquet")
         questions = mine_negatives._questions(tmp_path / called, tmp_path / f"{called}-questions")
         ordered.append([row for path in artifacts.parquet_files(questions) for row in pq.read_table(path)["question_id"].to_pylist()])
+        assert [rows for *_, rows in artifacts.row_groups(questions)] == [4, 4, 4]
     assert ordered == [sorted(mined.id_of(key) for key in mined.QUESTIONS)] * 2
+
+
+def test_texts_to_verify_are_put_together_in_whole_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "BLOCK_ROWS", 4)
+    texts = tables.write(tmp_path / "texts", schemas.TEXTS, mined.text_rows())
+    skipped = {"text_id": mined.IDS["owl"], "similarity": 0.9, "rank": 2, "reason": TOO_SIMILAR, "answers": None}
+    rows = [tables.negative(f"t-{n:02d}", []) | {"skipped": [skipped] if n % 3 == 0 else []} for n in range(18)]
+    mined_rows = tables.write(tmp_path / "mined", schemas.NEGATIVES, rows, files=2)
+    verify._write_skipped_texts(mined_rows, texts, tmp_path / "asked")
+    assert [count for *_, count in artifacts.row_groups(tmp_path / "asked")] == [4, 2]
+    asked = tables.read(tmp_path / "asked", "question_id")
+    assert [row["question_id"] for row in asked] == ["t-00", "t-03", "t-06", "t-09", "t-12", "t-15"]
+    assert all(row["skipped"] == [{"text_id": mined.IDS["owl"], "text": mined.TEXTS["owl"]}] for row in asked)
 
 
 def test_a_near_duplicate_is_in_the_cluster_of_its_text_and_is_no_negative_of_it(guarded_run: tuple[Run, dict[str, Any]]) -> None:
