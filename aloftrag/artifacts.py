@@ -205,6 +205,8 @@ def fresh_folder(path: Path) -> Path:
     """An empty folder at ``path``; what an unfinished step left there is removed."""
     storage.remove(path)
     storage.make_folder(path)
+    if left := parquet_files(path):
+        raise OSError(errno.EBUSY, f"{left[0]} could not be removed")
     return path
 
 

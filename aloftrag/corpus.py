@@ -62,7 +62,7 @@ def table_columns(name: str) -> list[str]:
     if suffix == ".parquet":
         return storage.parquet(name).schema_arrow.names
     if suffix == ".csv":
-        return pl.scan_csv(name).collect_schema().names()
+        return pl.scan_csv(name, glob=False).collect_schema().names()
     with storage.at(name).open("rb") as file:
         objects = (_json_object(line) for line in file if line.strip())
         first = next((found for found in objects if found is not None), None)
@@ -91,7 +91,7 @@ def read_rows(name: str, text_column: str) -> Iterator[str | None]:
                 column = column.cast(pa.large_binary())  # decoded row by row, so that a broken one does not stop the file
             yield from (_as_text(value) for value in column.to_pylist())
     elif suffix == ".csv":
-        for batch in pl.scan_csv(name, infer_schema=False, encoding="utf8-lossy").select(text_column).collect_batches():
+        for batch in pl.scan_csv(name, infer_schema=False, encoding="utf8-lossy", glob=False).select(text_column).collect_batches():
             yield from (None if value and "\ufffd" in value else value or "" for value in batch[text_column])
     elif suffix == ".jsonl":
         with storage.at(name).open("rb") as file:

@@ -54,7 +54,7 @@ def version(path: Path) -> str | None:
 
 def scan(folder: Path) -> pl.LazyFrame:
     """The tables of an artifact."""
-    return pl.scan_parquet(str(folder / "*.parquet"))
+    return pl.scan_parquet([str(path) for path in sorted(folder.glob("*.parquet"))], glob=False)
 
 
 def parquet(path: str | Path) -> pq.ParquetFile:

@@ -92,9 +92,9 @@ def read_gold(file: str, key: str = "evaluation.gold") -> list[dict[str, Any]]:
     suffix = Path(file).suffix.lower()
     try:
         if suffix == ".parquet":
-            return pl.read_parquet(file).to_dicts()
+            return pl.read_parquet(file, glob=False).to_dicts()
         if suffix == ".csv":
-            return pl.scan_csv(file, infer_schema=False).collect().to_dicts()
+            return pl.scan_csv(file, infer_schema=False, glob=False).collect().to_dicts()
         content = storage.at(file).read_text(encoding="utf-8-sig")
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise UsageError(f"{key}: {file}: not readable ({str(error).splitlines()[0]})") from error

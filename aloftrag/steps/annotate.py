@@ -78,6 +78,7 @@ def make(run: Run, folder: Path, work: Path, start_engine: StartEngine | None = 
     artifacts.fresh_folder(folder)
     artifacts.map_blocks(artifacts.read_blocks(annotated), explode_questions).write_parquet(str(folder))
     artifacts.hold_schema(folder, schemas.ANNOTATIONS)
+    _hold_ids(annotated, folder)
     counts = _counts(folder)
     _hold_budget(folder, counts, run.job.annotation.max_failed)
     return {**counts, "engines": pool.engine_use(annotated)}
@@ -184,6 +185,17 @@ def explode_questions(texts: pa.Table) -> pa.Table:
         for number, question in enumerate(text["questions"] or [{"error": text["error"]}]):
             rows.append({**about_text, "question_id": f"{text['text_id']}-{number}", **question})
     return pa.Table.from_pylist(rows, schema=schemas.ANNOTATIONS)
+
+
+def _hold_ids(annotated: Path, folder: Path) -> None:
+    """Every text is there, and no question twice."""
+    ids = pl.len(), pl.col("question_id").n_unique(), pl.col("text_id").n_unique().alias("texts")
+    rows, questions, texts = storage.scan(folder).select(*ids).collect().row(0)
+    expected = artifacts.count_rows(annotated)
+    if rows != questions or texts != expected:
+        raise RunError(
+            f"{folder}: {rows} rows with {questions} ids of {texts} texts, for {expected} texts; run this step again with --redo"
+        )
 
 
 def _counts(folder: Path) -> dict[str, Any]:

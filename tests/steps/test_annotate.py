@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -207,6 +208,13 @@ def test_the_same_rows_whether_the_texts_lie_in_one_block_or_two_or_seven(made: 
 
 
 CUTS = [{"files": 1}, {"files": 2}, {"files": 1, "group_rows": 2}]
+
+
+def test_a_question_that_is_there_twice_stops_the_run(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    explode = annotate.explode_questions
+    monkeypatch.setattr(annotate, "explode_questions", lambda block: pa.concat_tables([explode(block)] * 2))
+    with pytest.raises(RunError, match=r"annotations: 28 rows with 14 ids of 14 texts, for 14 texts; run this step again with --redo"):
+        made(by_kind(rate_text="09", write_qa=GOOD_QUESTION), {})
 
 
 def test_columns_keep_their_types_when_every_reply_is_unusable(made: Any) -> None:

@@ -82,6 +82,13 @@ def test_the_cells_of_a_csv_file_are_its_texts(tmp_path: Path) -> None:
     assert [row or "" for row in rows(tmp_path / "t.csv", content)] == ["eins", 'zwei, "drei"\nvier', "", "007", "zwölf"]
 
 
+def test_a_name_with_brackets_is_that_of_one_file(tmp_path: Path) -> None:
+    for name, content in (("t [1].csv", b"text\neins\n"), ("t 1.csv", b"text\nzwei\n")):
+        (tmp_path / name).write_bytes(content)
+    corpus.check_columns(str(tmp_path / "t [1].csv"), ["text"], "corpus.paths")
+    assert list(corpus.read_rows(str(tmp_path / "t [1].csv"), "text")) == ["eins"]
+
+
 @pytest.mark.parametrize("name", ["t.txt", "t.md", "T.MD"])
 def test_a_text_file_is_one_text(tmp_path: Path, name: str) -> None:
     assert rows(tmp_path / name, "# Müller\n\nzwei\n".encode()) == ["# Müller\n\nzwei\n"]

@@ -49,6 +49,19 @@ def test_tables_are_written_scanned_and_cut_into_row_groups(folder: Path) -> Non
     assert found.to_table(filter=pa.compute.field("id") == "a7").num_rows == 1
 
 
+def test_a_folder_with_brackets_is_one_folder(tmp_path: Path) -> None:
+    artifacts.write_table(pa.table({"id": ["a"]}), tmp_path / "runs [2024]" / "t.parquet")
+    artifacts.write_table(pa.table({"id": ["b"]}), tmp_path / "runs 2" / "t.parquet")
+    assert storage.scan(tmp_path / "runs [2024]").collect()["id"].to_list() == ["a"]
+
+
+def test_tables_that_cannot_be_removed_are_not_built_upon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts.write_table(pa.table({"id": ["a"]}), tmp_path / "t" / "old.parquet")
+    monkeypatch.setattr("shutil.rmtree", lambda folder, ignore_errors: None)  # as on NFS, where another machine has one open
+    with pytest.raises(OSError, match=r"old\.parquet could not be removed"):
+        artifacts.fresh_folder(tmp_path / "t")
+
+
 def test_clusters_are_those_of_the_texts_that_are_asked_for(folder: Path) -> None:
     table = pa.table({"text_id": ["a", "b", "c"], "cluster_id": ["a", "a", "c"]}, schema=schemas.CLUSTERS)
     artifacts.write_table(table, folder / "clusters" / "0.parquet")
