@@ -46,6 +46,9 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a step may wait for GPUs for hours; that an engine hangs is seen in its actor
+    # It parts the CPUs among all datasets of the cluster, in whole numbers: with more of them than CPUs of a node each has none, and writes
+    # when all else is done, so that a kill would lose everything.
+    context.op_resource_reservation_enabled = False
     context.use_datasource_v2 = False  # it starts 32 actors to read a checkpoint of a few files
     for kind in ("maximum number of concurrent tasks", "minimum number of concurrent actors"):
         warnings.filterwarnings("ignore", f"The {kind}")  # a small run has fewer blocks than tasks or actors

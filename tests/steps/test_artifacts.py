@@ -113,6 +113,31 @@ def test_a_resumed_write_needs_one_cpu_at_a_time(map_rows: Any, tmp_path: Path) 
     assert done == [["r05", "r07"]]
 
 
+def test_blocks_are_written_as_they_are_done_however_many_runs_there_are_beside(map_rows: Any, tmp_path: Path) -> None:
+    import ray
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+    def waits_for_the_others(block: pa.Table) -> pa.Table:
+        deadline = time.monotonic() + 60
+        while "r05" in block["id"].to_pylist() and time.monotonic() < deadline:
+            if len(list((tmp_path / "checkpoints").rglob("*[!g].parquet"))) == 5:
+                (tmp_path / "the others were written").touch()
+                break
+            time.sleep(0.05)
+        return doubled(block)
+
+    coordinator, kinds = get_or_create_autoscaling_coordinator(), ["CPU", "GPU", "memory", "object_store_memory"]
+    others = [f"another-{number}" for number in range(int(ray.cluster_resources()["CPU"]) + 1)]
+    for name in others:  # as a dataset of Ray's announces itself while it is computed
+        ray.get(coordinator.request_resources.remote(requester_id=name, resources=[], expire_after_s=600, request_remaining=kinds))
+    try:
+        map_rows(waits_for_the_others)
+    finally:
+        for name in others:
+            ray.get(coordinator.cancel_request.remote(name))
+    assert (tmp_path / "the others were written").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
