@@ -194,7 +194,7 @@ class Job(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

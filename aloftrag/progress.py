@@ -6,6 +6,7 @@ answered since. Training has its metrics.
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from aloftrag.training.loop import METRICS
 
 _CHECKPOINTS, _IN_FLIGHT = "checkpoints", "in-flight"  # endings of the folders' names
 _RECENT_STEPS = 20  # of the optimiser, whose pace tells the time left
+_LAST_BYTES = 2**16  # of the metrics, of which a training of days has very many: in these there are more steps than that
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,17 @@ def _answered(checkpoints: Path) -> int:
 
 
 def _of_training(metrics: Path) -> Progress | None:
-    steps = [line for line in _whole_lines(metrics) if "loss" in line]
+    steps = [line for line in _whole_lines(metrics, _LAST_BYTES) if "loss" in line]
     if not steps:
         return None
     seconds = [line["seconds"] for line in steps[-_RECENT_STEPS:]]
     return Progress("", steps[-1]["step"], steps[-1]["steps"], "steps", len(seconds) / max(1e-3, sum(seconds)))
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that is being appended to."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+def _whole_lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:
+    """The objects of a file that is being appended to, or of its ``last`` bytes."""
+    with path.open("rb") as file:
+        start = 0 if last is None else max(0, file.seek(0, os.SEEK_END) - last)
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    return [json.loads(line) for line in (lines[1:] if start else lines)]

@@ -134,6 +134,16 @@ def copy(source: Path, destination: Path) -> None:
         shutil.copyfile(source, destination)
 
 
+def flush(folder: Path) -> None:
+    """See to it that what was written into a folder of this machine outlives a loss of power."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def scratch(path: Path) -> Path:
     """Where this machine keeps what is written bit by bit: there, or for an object store in a folder of its own disk."""
     if is_local(path):

@@ -36,24 +36,28 @@ def gold_questions(job: Job, tokenizer: str | None) -> Questions:
     answer, and a question with none or several is left out and counted.
     """
     cut = chunker(tokenizer, job.corpus.chunk_tokens)
-    rows: list[tuple[str, str, str, list[str]]] = []
-    texts: dict[str, str] = {}
-    left_out = incomplete = 0
+    accepted: dict[tuple[str, str], dict[str, None]] = {}  # of each context and question; a table may have a row for each answer
+    incomplete = 0
     for file in gold_files(job):
         for row in read_gold(file):
             answers = _accepted(row)
             if not answers or not all(isinstance(row.get(key), str) and row[key].strip() for key in ("context", "question")):
                 incomplete += 1
                 continue
-            chunks = [normalised(chunk) for chunk in cut(normalised(row["context"]))]
-            holding = [chunk for chunk in chunks if len(chunks) == 1 or any(answer in chunk for answer in answers)]
-            if len(holding) != 1:
-                left_out += 1
-                continue
-            (positive,) = holding
-            positive_id, question = text_id(positive), row["question"].strip()
-            texts[positive_id] = positive
-            rows.append((f"gold-{text_id(f'{positive_id} {question}')}", positive_id, question, answers))
+            accepted.setdefault((normalised(row["context"]), row["question"].strip()), {}).update(dict.fromkeys(answers))
+    rows: list[tuple[str, str, str, list[str]]] = []
+    texts: dict[str, str] = {}
+    left_out = 0
+    for (context, question), of_question in accepted.items():
+        chunks = [normalised(chunk) for chunk in cut(context)]
+        holding = [chunk for chunk in chunks if len(chunks) == 1 or any(answer in chunk for answer in of_question)]
+        if len(holding) != 1:
+            left_out += 1
+            continue
+        (positive,) = holding
+        positive_id = text_id(positive)
+        texts[positive_id] = positive
+        rows.append((f"gold-{text_id(f'{positive_id} {question}')}", positive_id, question, [*of_question]))
     schema: dict[str, Any] = {
         "question_id": pl.String,
         "text_id": pl.String,

@@ -4,10 +4,13 @@ Text is data: only the template's own parts may hold control tokens. Whatever st
 special tokens disabled, so a document that contains ``<|im_end|>`` cannot end its turn.
 """
 
+import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
+
+_DAY = datetime.date(2025, 1, 1)  # for templates that tell the model what day it is: the same when it is trained and when it is asked
 
 
 class Message(TypedDict):
@@ -38,17 +41,20 @@ def render(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> list[Pi
     """
     from jinja2 import TemplateError
 
+    def rendered(marked: list[Message]) -> str:
+        return str(tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=ask, strftime_now=_DAY.strftime))
+
     marks = [f"CONTENT{number}MARK" for number in range(len(messages))]
     marked = [message(turn["role"], mark) for turn, mark in zip(messages, marks, strict=True)]
     contents = [turn["content"] for turn in messages]
     try:
-        return _pieces(tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=ask), marks, contents)
+        return _pieces(rendered(marked), marks, contents)
     except (TemplateError, _MessageMissing):
         if messages[0]["role"] != "system":
             raise
     system, first, *rest = marked
     merged = [message(first["role"], f"{system['content']}\n\n{first['content']}"), *rest]
-    return _pieces(tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=ask), marks, contents)
+    return _pieces(rendered(merged), marks, contents)
 
 
 class _MessageMissing(ValueError):

@@ -74,10 +74,10 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     not_applied = why_not_applied(
         base, adapter, scored, _ROUNDING_GPU if cluster.gpus() else _ROUNDING_CPU, base_model.is_trained(run.artifact("adapter"))
     )
+    columns = [name for name in schemas.QUESTIONS.names if name in schemas.ANSWERS.names]  # not the prompts, with all their texts
+    asked = artifacts.read_table(questions, schemas.QUESTIONS, columns)
     for variant, replies in (("base", base), ("adapter", adapter)):
-        table = answers_table(
-            artifacts.read_table(questions, schemas.QUESTIONS), replies, variant, is_constrained, may_be_absent=run.job.may_be_absent
-        )
+        table = answers_table(asked, replies, variant, is_constrained, may_be_absent=run.job.may_be_absent)
         artifacts.write_table(table, artifacts.fresh_folder(folder / variant) / "answers.parquet")
     unanswered = base[scored].null_count + adapter[scored].null_count
     engines = pool.engine_use(*(_replies(work, variant) for variant in ("base", "adapter")))

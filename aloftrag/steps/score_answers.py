@@ -57,7 +57,7 @@ def make(run: Run, folder: Path, work: Path, start_judge: StartEngine | None = N
 
 def _to_judge(run: Run, answers: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """What a judge is asked: every answer with the text that holds the right one, where that was shown."""
-    asked = storage.scan(run.artifact("questions")).collect().select("question_id", "messages", "positive_position")
+    asked = storage.scan(run.artifact("questions")).select("question_id", "messages", "positive_position").collect()
     texts = {
         question_id: rag.shown_texts(messages)[position - 1] if position is not None else None
         for question_id, messages, position in asked.iter_rows()
@@ -86,7 +86,7 @@ def score_rows(answers: pl.DataFrame, language: str, verdicts: dict[str, bool | 
     """
     rows = []
     for row in answers.iter_rows(named=True):
-        cited, right = row["cited_positions"], {*right_positions(row)}
+        cited, right = row["cited_positions"], set(right_positions(row))
         accuracy, precision = metrics.citation_accuracy(cited, right), metrics.citation_precision(cited, right)
         contains = metrics.answer_contains(row["answer"], row["gold_answers"], language)
         judged = None if verdicts is None else verdicts.get(_answer_id(row), False)  # what is no answer was not judged
@@ -117,7 +117,7 @@ def score_rows(answers: pl.DataFrame, language: str, verdicts: dict[str, bool | 
 def right_positions(row: dict[str, Any]) -> list[int]:
     """The positions of the texts that answer a question: the positive's, where it is shown, and of texts known to answer too."""
     positive = row["positive_position"]
-    return [*([] if positive is None else [positive]), *row["also_positive_positions"]]
+    return sorted({*([] if positive is None else [positive]), *row["also_positive_positions"]})
 
 
 def summarise(run: Run, rows: dict[str, pl.DataFrame], base: pl.DataFrame, counts: dict[str, Any]) -> dict[str, Any]:

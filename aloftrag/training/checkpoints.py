@@ -38,6 +38,7 @@ def replace(folder: Path, write: Callable[[Path], None], worker: Worker) -> None
     write(unfinished)
     worker.wait()
     if worker.rank == 0:
+        storage.flush(unfinished)
         storage.remove(folder)
         unfinished.rename(folder)
         for left_over in folder.parent.glob("unfinished-*"):  # of workers that were killed

@@ -126,6 +126,13 @@ def test_a_gold_context_is_known_by_its_text_id(gold_job: Callable[..., Job]) ->
     assert found.texts == {text_id(GATES[0]): GATES[0]}
 
 
+def test_a_gold_table_may_have_a_row_for_each_accepted_answer(gold_job: Callable[..., Job]) -> None:
+    rows = [{"context": GATES[0], "question": "When?", "answer": answer} for answer in ("noon", "at noon", "noon")]
+    found = questions.gold_questions(gold_job(*rows, {**rows[0], "context": GATES[1], "answer": "never"}), None)
+    assert [row["gold_answers"] for row in found.rows.to_dicts()] == [["noon", "at noon"], ["never"]]
+    assert found.counts == {"without_one_positive": 0, "incomplete": 0}
+
+
 def test_without_chunks_the_answer_need_not_stand_in_the_context(gold_job: Callable[..., Job]) -> None:
     found = questions.gold_questions(gold_job({"context": GATES[0], "question": "Is it?", "answer": "yes"}), None)
     assert found.rows.height == 1

@@ -206,6 +206,10 @@ def test_a_text_that_is_known_to_answer_too_may_stand_for_a_missing_one() -> Non
     assert (scored["citation_exact"], scored["may_abstain"]) == (1.0, False)
 
 
+def test_a_text_is_right_once_also_where_it_is_the_positive_and_known_to_answer_too() -> None:
+    assert score_answers.right_positions({"positive_position": 2, "also_positive_positions": [4, 2]}) == [2, 4]
+
+
 def test_a_judges_verdicts_are_the_answer_accuracy(new_run: Any, work: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says yes to what names Ada, no to the mill, and nothing usable about one of the others."""
     monkeypatch.setattr(judge, "identity", lambda named: named)

@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 from typing import Any
 
@@ -41,6 +42,12 @@ def specials(tokenizer: Any, ids: list[int]) -> list[str]:
 def test_a_chat_is_rendered_as_its_family_writes_it(family: Family) -> None:
     tokenizer = tokenizer_of(family)
     assert tokenizer.decode(prompt_ids(tokenizer, [SYSTEM, USER, REPLY, NEXT])) == RENDERED[family.name]
+
+
+def test_a_template_that_names_the_day_names_the_same_one_on_every_day() -> None:
+    tokenizer = copy.copy(tokenizer_of(FAMILIES[0]))
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: " + tokenizer.chat_template
+    assert tokenizer.decode(prompt_ids(tokenizer, [SYSTEM, USER])).startswith("01 Jan 2025: ")
 
 
 @by_family

@@ -122,6 +122,7 @@ def test_an_unknown_key_is_an_error_that_names_file_and_key(write: Any, added: s
         ("engine: {options: []}", "engine.options", "dictionary"),
         ("resources: {engine_replicas: 0}", "resources.engine_replicas", "greater than or equal to 1"),
         ("seed: one", "seed", "integer"),
+        ("seed: -1", "seed", "greater than or equal to 0"),
         ("corpus: {paths: a.txt}", "corpus.paths", "list"),
         ("corpus: {paths: []}", "corpus.paths", "at least 1 item"),
         ("corpus: {paths: [5]}", "corpus.paths.0", "string"),

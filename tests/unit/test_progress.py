@@ -58,8 +58,9 @@ def test_the_part_that_began_last_is_told(tmp_path: Path) -> None:
     assert str(progress.of_work(tmp_path)) == "replies-adapter: 0 of 7 rows"
 
 
-def test_training_is_told_by_its_steps(tmp_path: Path) -> None:
-    lines = [{"step": step, "steps": 50, "loss": 1.0, "seconds": 9.0 if step == 1 else 2.0} for step in range(1, 31)]
+@pytest.mark.parametrize("letters", [0, 5000])  # of which a thirtieth part is more than is looked at
+def test_training_is_told_by_its_steps(tmp_path: Path, letters: int) -> None:
+    lines = [{"step": step, "steps": 50, "loss": 1.0, "seconds": 9.0 if step == 1 else 2.0, "more": "x" * letters} for step in range(1, 31)]
     lines.insert(20, {"step": 20, "validation_loss": 1.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "st')
     assert str(progress.of_work(tmp_path)) == "30 of 50 steps, 2.0 s each, 40 s left"
