@@ -62,8 +62,9 @@ def _join() -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise RunError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster to join there, expected auto or HEAD:6379 ({said})") from error
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        address = os.environ["RAY_ADDRESS"]
+        raise RunError(f"RAY_ADDRESS={address}: no cluster can be joined there, expected auto or HEAD:6379 ({said})") from error
 
 
 def use_token() -> bool:

@@ -202,7 +202,7 @@ def test_a_cluster_that_is_none_is_one_line_and_exit_code_1(job_file: Any, texts
     process = driver.start(arguments, environ={**driver.environment(), "RAY_ADDRESS": "head"})
     *_, said = driver.ended(process, 120).splitlines()
     assert process.returncode == 1
-    assert said.startswith("aloftrag: RAY_ADDRESS=head: no cluster to join there, expected auto or HEAD:6379 ("), said
+    assert said.startswith("aloftrag: RAY_ADDRESS=head: no cluster can be joined there, expected auto or HEAD:6379 ("), said
 
 
 @pytest.mark.parametrize("command", [["status"], ["report"]])
