@@ -5,13 +5,13 @@ from the cluster's image. Its process on the cluster waits for its turn and for 
 stay connected.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +27,7 @@ from aloftrag.job import Job
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_LOOK_SECONDS = 2
-_SILENT_SECONDS = 120  # of a job that prints nothing, as one that waits; at work it does so every minute
+_LOOK_SECONDS = 10
 JOB_FILE = "job.yaml"
 
 Tell = Callable[[str, str, str], None]
@@ -98,45 +97,40 @@ def largest_first(job: Job) -> list[str]:
 
 
 def follow(address: str, ids: dict[str, str], tell: Tell) -> dict[str, str]:
-    """``tell(language, status, line)`` whenever a job's status changes or it prints, until all have ended; returns how each ended."""
+    """``tell(language, status, line)`` whenever a job's status changes or it prints, until all have ended; returns how each ended.
+
+    Looks every ten seconds, and does not use Ray's tails: each holds one of the hundred connections that its job server has, for as long
+    as the job prints nothing, also when nobody reads it any more; without one left the server is restarted.
+    """
+    client = _client(address)
+    seen, told = dict.fromkeys(ids, ""), dict.fromkeys(ids, 0)
+    going = list(ids)
     with _explained(address):
-        return asyncio.run(_follow(_client(address), ids, tell))
+        while going:
+            for language in list(going):
+                status = client.get_job_status(ids[language])
+                if status.value != seen[language] and not status.is_terminal():
+                    tell(language, status.value, "")
+                seen[language] = status.value
+                lines = _printed(client, ids[language], whole=status.is_terminal())
+                for line in lines[told[language] :]:
+                    tell(language, "RUNNING", line)
+                told[language] = max(told[language], len(lines))
+                if status.is_terminal():
+                    going.remove(language)
+                    if status.value != "SUCCEEDED" and not told[language]:  # it did not even begin
+                        tell(language, status.value, client.get_job_info(ids[language]).message or "")
+                    tell(language, status.value, "")
+            time.sleep(_LOOK_SECONDS if going else 0)
+    return seen
 
 
-async def _follow(client: "JobSubmissionClient", ids: dict[str, str], tell: Tell) -> dict[str, str]:
-    from aiohttp import ClientError
-
-    async def watch(language: str, submission_id: str) -> str:
-        seen, lines = "", 0
-        while True:
-            status = await asyncio.to_thread(client.get_job_status, submission_id)
-            if status.value != seen and not status.is_terminal():
-                tell(language, status.value, "")
-            seen = status.value
-            lines = await read_lines(language, submission_id, lines) if seen != "PENDING" else 0
-            if status.is_terminal():
-                if seen != "SUCCEEDED" and not lines:  # it did not even begin
-                    tell(language, seen, (await asyncio.to_thread(client.get_job_info, submission_id)).message or "")
-                tell(language, seen, "")
-                return seen
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    async def read_lines(language: str, submission_id: str, known: int) -> int:
-        """Tell what is printed beyond the ``known`` lines, until the job ends or the connection does; returns how many there are now."""
-        number = 0
-        # An idle connection may be closed, or lost without a word: the next look opens another.
-        with contextlib.suppress(RuntimeError, ClientError, TimeoutError):
-            async with asyncio.timeout(_SILENT_SECONDS) as silence:
-                async for part in client.tail_job_logs(submission_id):
-                    silence.reschedule(asyncio.get_running_loop().time() + _SILENT_SECONDS)
-                    for line in filter(str.strip, part.splitlines()):
-                        number += 1
-                        if number > known:
-                            tell(language, "RUNNING", line)
-        return max(number, known)
-
-    ended = await asyncio.gather(*(watch(language, submission_id) for language, submission_id in ids.items()))
-    return dict(zip(ids, ended, strict=True))
+def _printed(client: "JobSubmissionClient", submission_id: str, whole: bool) -> list[str]:
+    """The lines that a job has printed, without one that it has only begun unless that is the ``whole``."""
+    with contextlib.suppress(RuntimeError):  # the server does not reach the job's node at the moment, or never again
+        text = client.get_job_logs(submission_id)
+        return list(filter(str.strip, (text if whole else text[: text.rfind("\n") + 1]).splitlines()))
+    return []
 
 
 def cancel(address: str, submission_id: str) -> None:
@@ -172,12 +166,11 @@ def _client(address: str) -> "JobSubmissionClient":
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
     """What the job server refuses, and that it answers no more, as a ``RunError`` of one line."""
-    from aiohttp import ClientError
     from requests import RequestException
 
     try:
         yield
-    except (RequestException, ClientError) as error:
+    except RequestException as error:
         raise RunError(f"--address {address}: the job server answers no more; submitted jobs go on without it") from error
     except RuntimeError as error:  # Ray's client has no other class for what the server says
         if "Request failed with status code" not in str(error):

@@ -1,8 +1,9 @@
 """``submit``, ``cancel`` and ``logs`` against a Ray head, with a token."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,26 +105,48 @@ def test_what_is_sent_has_absolute_paths_and_is_otherwise_the_same_job(tmp_path:
     assert (sent.annotation, sent.negatives, sent.seed) == (given.annotation, given.negatives, given.seed)
 
 
-def test_a_connection_that_is_lost_without_a_word_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_jobs_than_the_job_server_has_connections_are_followed(tmp_path: Path, head: Nodes) -> None:
+    code = f"""
+import pathlib, sys
+from aloftrag import submit
+client = submit._client({head.address!r})
+job = client.submit_job(entrypoint="echo begun; while [ ! -e {tmp_path}/seen ]; do sleep 1; done; printf 'the end'")
+begun = set()
+def tell(language, status, line):
+    print(language, status, line, sep="\t")
+    if line == "begun":
+        begun.add(language)
+    if len(begun) == 120:
+        pathlib.Path("{tmp_path}/seen").touch()
+print(submit.follow({head.address!r}, {{str(number): job for number in range(120)}}, tell))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=_with_token(TOKEN["RAY_AUTH_TOKEN"]), capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines.pop() == str(dict.fromkeys(map(str, range(120)), "SUCCEEDED"))
+    for number in range(120):
+        of_one = [line.split("\t", 1)[1] for line in lines if line.startswith(f"{number}\t")]
+        assert of_one.count("RUNNING\tbegun") == 1
+        assert of_one[-2:] == ["RUNNING\tthe end", "SUCCEEDED\t"]
+
+
+def test_a_line_is_told_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = iter(["", "en  load_te", "en  load_texts\nen  an", "en  load_texts\nen  annotate"])
+
     class Client:
-        def __init__(self) -> None:
-            self.tails = 0
-
         def get_job_status(self, submission_id: str) -> JobStatus:
-            return JobStatus.SUCCEEDED if self.tails == 2 else JobStatus.RUNNING
+            self.printed = next(prints)
+            return JobStatus.SUCCEEDED if self.printed.endswith("annotate") else JobStatus.RUNNING
 
-        async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
-            self.tails += 1
-            yield "en  load_texts\n"
-            if self.tails == 2:
-                yield "en  annotate\n"
-            await asyncio.Event().wait()
+        def get_job_logs(self, submission_id: str) -> str:
+            return self.printed
 
     client = Client()
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(submit, "_client", lambda address: client)
     monkeypatch.setattr(submit, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(submit, "_SILENT_SECONDS", 0.2)
     assert submit.follow("http://head:8265", {"en": "raysubmit_1"}, lambda *said: told.append(said)) == {"en": "SUCCEEDED"}
     assert [line for _, _, line in told if line] == ["en  load_texts", "en  annotate"]
 

@@ -1,9 +1,7 @@
 """Steps 1 to 3 with the real engine, whose process a text kills: that text alone is set aside, and every other is annotated."""
 
 import functools
-import os
-import signal
-import subprocess
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,9 @@ class PoisonedEngine(VllmEngine):
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``aloftrag.engine.port.Engine``."""
         if "poison" in self.tokenizer.decode(prompt.token_ids(self.tokenizer)):
-            children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True).stdout
-            for line in children.splitlines():
-                if "VLLM::EngineCore" in line:
-                    os.kill(int(line.split()[0]), signal.SIGKILL)
+            engines = [child for child in multiprocessing.active_children() if child.name == "EngineCore"]
+            assert len(engines) == 1, f"an engine's process was to be killed: {multiprocessing.active_children()}"
+            engines[0].kill()
         return await super().complete(prompt)
 
 
