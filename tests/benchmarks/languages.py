@@ -1,6 +1,6 @@
 """Many languages of uneven size on a cluster with four slots: how near the wall time comes to the work divided by four.
 
-``make bench-languages`` (about 130 minutes): 26 languages of 50 to 5,000 texts, submitted to a Ray cluster of a head and a node with four
+``make bench-languages`` (about 140 minutes): 26 languages of 50 to 5,000 texts, submitted to a Ray cluster of a head and a node with four
 slots (logical GPUs) on this machine. The engines are scripted: a reply takes ``SECONDS``, an engine answers four side by side. The
 embedder counts words: a real one keeps two cores busy for ten seconds each time that it starts, and this is about how slots are shared.
 Everything else is real: the job API, drivers, Ray Data, index, trainer (a random two-layer model), files. They need two minutes of CPU
