@@ -107,7 +107,7 @@ def test_what_is_sent_has_absolute_paths_and_is_otherwise_the_same_job(tmp_path:
 
 def test_more_jobs_than_the_job_server_has_connections_are_followed(tmp_path: Path, head: Nodes) -> None:
     code = f"""
-import pathlib, sys
+import pathlib
 from aloftrag import submit
 client = submit._client({head.address!r})
 job = client.submit_job(entrypoint="echo begun; while [ ! -e {tmp_path}/seen ]; do sleep 1; done; printf 'the end'")
