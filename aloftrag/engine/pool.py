@@ -211,13 +211,14 @@ def ask_rows(
     in_flight, use = _beside(answers, "in-flight"), _beside(answers, "use")
     storage.remove(storage.scratch(in_flight))  # of a start that was killed; on other machines' own disks it stays, under its own name
     logs = in_flight / uuid.uuid4().hex
+    most = len(artifacts.row_groups(source))  # engines that have something to do: a block is one engine's
     (use / _STOPPED).unlink(missing_ok=True)
     with _explained(use / _STOPPED):
         resumable.map_rows(
             source=source,
             id_column=question.id_column,
             columns=columns,
-            transform=lambda rows: _ask(rows, question, start_engine, run, logs, use),
+            transform=lambda rows: _ask(rows, question, start_engine, run, most, logs, use),
             destination=answers,
             schema=question.schema,
             checkpoints=_beside(answers, "checkpoints"),
@@ -228,13 +229,13 @@ def _beside(answers: Path, kind: str) -> Path:
     return answers.with_name(f"{answers.name}-{kind}")
 
 
-def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run: Run, logs: Path, use: Path) -> "Dataset":
-    """One answer for each row of ``dataset``; actors note in ``logs`` what they ask, for those that come after them."""
+def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run: Run, most: int, logs: Path, use: Path) -> "Dataset":
+    """One answer for each row of ``dataset``, by at most ``most`` actors; they note in ``logs`` what they ask, for those after them."""
     from ray.data import ActorPoolStrategy
 
     # While the last rows of a block are answered, the next have begun.
     job = run.job
-    size = 1 if isinstance(start_engine, StartServerEngine | StartChatServerEngine) else replicas(run)
+    size = 1 if isinstance(start_engine, StartServerEngine | StartChatServerEngine) else min(replicas(run), most)
     storage.write(use / _COUNT, str(size).encode())
     blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
     on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)

@@ -46,9 +46,10 @@ class _Embedding:
 def embed(run: Run, rows: Path, kind: Kind, destination: Path, work: Path, columns: list[str] | None = None) -> None:
     """Write the vector of each text or question of a table: its ``columns`` but the text, and ``vector``."""
     use = work / f"{destination.name}-use"
+    most = len(artifacts.row_groups(rows))  # embedders that have something to do: a block is one embedder's
 
     def embedded(blocks: Any) -> Any:
-        count = embedders(run)
+        count = min(embedders(run), most)
         storage.write(use / _COUNT, str(count).encode())
         return map_in_actors(blocks, _Embedding, (run.job.models.embedder, run.job.models.embedder_prompts, kind, use), count)
 
