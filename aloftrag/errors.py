@@ -54,6 +54,8 @@ def _storage_failure(error: BaseException) -> str | None:
     text = f"{type(error).__name__}: {error}"
     if short := re.findall(r"OSError: (\d+ requested and \d+ written)", text):  # numpy's words
         return f"{os.strerror(errno.ENOSPC)}: {short[-1]}"
+    if "OutOfDiskError: " in text:
+        return f"{os.strerror(errno.ENOSPC)}: a disk that Ray's object store spills to, below its temporary folder"
     if of_object_store := _OF_OBJECT_STORES.findall(text):
         return str(of_object_store[-1])
     said = [(line, int(number)) for line, number in re.findall(r"Error: (\[Errno (\d+)\] .*)", text)]

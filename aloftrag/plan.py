@@ -91,6 +91,10 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
     on_server = models.is_server(job.models.llm)
     workers = _workers(job, _most(job, gpus))
 
+    def at_most(replicas: int, rows: int) -> int:
+        """No more than there are blocks of rows."""
+        return min(replicas, max(1, math.ceil(rows / artifacts.BLOCK_ROWS)))
+
     def step(name: str, rows: int, work: float, rate: float, side_by_side: int, disk_mb: float, more_seconds: float = 0.0) -> StepPlan:
         seconds = work / rate / side_by_side + more_seconds / side_by_side + rates.start_up.get(name, 0.0)
         used = side_by_side * (job.resources.tensor_parallel if name in ("annotate", "answer_questions") else 1)
@@ -106,19 +110,26 @@ def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None 
     assemble = step("assemble_chats", chats, chats, rates.assembling, 1, chats * chat * 12 / 1e6)
     return [
         StepPlan(load.step, texts, round(texts * tokens.text), load.hours, 0.0, text_mb),
-        step("annotate", questions, annotated, rates.annotating, 1 if on_server else engines, questions * 1e-3),
+        step("annotate", questions, annotated, rates.annotating, 1 if on_server else at_most(engines, texts), questions * 1e-3),
         step(
             "mine_negatives",
             questions,
             embedded,
             rates.embedding,
-            _configured(job.resources.embedder_replicas, _most(job, gpus)),
+            at_most(_configured(job.resources.embedder_replicas, _most(job, gpus)), texts),
             (2 * 2 * models.dimensions(job.models.embedder) + _ID_BYTES) * texts / 1e6 + questions * 1e-3,
             3600 * search_hours(job, texts, _queries(job, texts, questions), rates)[kind],
         ),
         StepPlan(assemble.step, chats, round(chats * chat), assemble.hours, 0.0, assemble.disk_mb),
         step("tune_adapter", chats * job.training.epochs, chat_tokens, rates.training, workers, disk_of_training),
-        step("answer_questions", 2 * asked, _PROMPTS_OF_A_QUESTION * asked * tokens.answering, rates.answering, engines, disk_of_questions),
+        step(
+            "answer_questions",
+            2 * asked,
+            _PROMPTS_OF_A_QUESTION * asked * tokens.answering,
+            rates.answering,
+            at_most(engines, asked),
+            disk_of_questions,
+        ),
     ]
 
 

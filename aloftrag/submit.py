@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _LOOK_SECONDS = 10
+_LAST_LOOKS = 3  # for what a job printed that has ended, where its node does not answer
 JOB_FILE = "job.yaml"
 
 Tell = Callable[[str, str, str], None]
@@ -104,6 +105,7 @@ def follow(address: str, ids: dict[str, str], tell: Tell) -> dict[str, str]:
     """
     client = _client(address)
     seen, told = dict.fromkeys(ids, ""), dict.fromkeys(ids, 0)
+    looks = dict.fromkeys(ids, _LAST_LOOKS)
     going = list(ids)
     with _explained(address):
         while going:
@@ -112,11 +114,13 @@ def follow(address: str, ids: dict[str, str], tell: Tell) -> dict[str, str]:
                 if status.value != seen[language] and not status.is_terminal():
                     tell(language, status.value, "")
                 seen[language] = status.value
-                lines = _printed(client, ids[language], whole=status.is_terminal())
+                printed = _printed(client, ids[language], whole=status.is_terminal())
+                lines = printed or []
                 for line in lines[told[language] :]:
                     tell(language, "RUNNING", line)
                 told[language] = max(told[language], len(lines))
-                if status.is_terminal():
+                looks[language] -= status.is_terminal()
+                if status.is_terminal() and (printed is not None or not looks[language]):  # how it ended is in its last lines
                     going.remove(language)
                     if status.value != "SUCCEEDED" and not told[language]:  # it did not even begin
                         tell(language, status.value, client.get_job_info(ids[language]).message or "")
@@ -125,12 +129,15 @@ def follow(address: str, ids: dict[str, str], tell: Tell) -> dict[str, str]:
     return seen
 
 
-def _printed(client: "JobSubmissionClient", submission_id: str, whole: bool) -> list[str]:
-    """The lines that a job has printed, without one that it has only begun unless that is the ``whole``."""
-    with contextlib.suppress(RuntimeError):  # the server does not reach the job's node at the moment, or never again
+def _printed(client: "JobSubmissionClient", submission_id: str, whole: bool) -> list[str] | None:
+    """The lines that a job has printed, without one that it has only begun unless that is the ``whole``.
+
+    None when the server does not reach the job's node, at the moment or never again.
+    """
+    with contextlib.suppress(RuntimeError):
         text = client.get_job_logs(submission_id)
         return list(filter(str.strip, (text if whole else text[: text.rfind("\n") + 1]).splitlines()))
-    return []
+    return None
 
 
 def cancel(address: str, submission_id: str) -> None:

@@ -54,7 +54,7 @@ class Question:
 
 
 class BusyEngine:
-    """An engine, and how much of the time it had as many requests as it answers side by side."""
+    """An engine, and how much of the time in which it had requests it had as many as it answers side by side."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic):
         self._engine = engine
@@ -62,7 +62,7 @@ class BusyEngine:
         self._clock = clock
         self._requests = 0
         self._since: float | None = None  # the last change; None before the first request
-        self.seconds = 0.0
+        self.seconds = 0.0  # with any
         self.busy_seconds = 0.0  # a half full engine counts half
         self.tokens = 0  # of prompts and replies
 
@@ -87,7 +87,7 @@ class BusyEngine:
 
     def _count(self, change: int) -> None:
         now = self._clock()
-        if self._since is not None:
+        if self._since is not None and self._requests:
             self.seconds += now - self._since
             self.busy_seconds += (now - self._since) * min(1.0, self._requests / self.max_num_seqs)
         self._since = now

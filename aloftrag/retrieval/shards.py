@@ -120,7 +120,7 @@ def alive(*indexes: Path) -> Iterator[ShardActors]:
     folders = [folder for index in indexes for folder in _folders(index)]
     gpus = _OF_A_GPU if cluster.gpus() else 0
     # Placed one by one. Ray heeds that for actors that ask for something, so each asks for a byte: CPUs may all be taken by tasks
-    # that wait for a shard which is started again.
+    # that wait for a shard which is started again. Where other runs have all GPUs of a node, its shard goes to another.
     nodes = itertools.cycle([node["NodeID"] for node in _nodes() if not gpus or node["Resources"].get("GPU")])
     actors = [
         ray.remote(_ShardActor)
@@ -128,7 +128,7 @@ def alive(*indexes: Path) -> Iterator[ShardActors]:
             num_cpus=0,
             num_gpus=gpus,
             memory=1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True),
             max_restarts=-1,
             max_task_retries=-1,
         )

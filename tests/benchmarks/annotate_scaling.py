@@ -68,7 +68,7 @@ def measure(texts: int, actors: int, seconds_each: float) -> dict[str, Any]:
         counts = annotate.make(run, run.artifact("annotations"), work, start_engine=partial(TimedEngine, answered, seconds_each))
         cluster.disconnect()
         calls = [np.fromfile(path) for path in answered.iterdir()]
-        written = sorted((path.stat().st_mtime, artifacts.rows_of(path)) for path in artifacts.parquet_files(work / "texts"))
+        written = sorted((path.stat().st_mtime, artifacts.rows_of(path)) for path in artifacts.parquet_files(work / "annotated_texts"))
     assert counts["texts"] == counts["questions"] == texts
     assert len(calls) == actors
     (first, first_rows), (last, _) = written[0], written[-1]

@@ -1,8 +1,9 @@
 """What the pipeline adds to the time of engine, embedder and trainer, on XQuAD's English texts with the real models.
 
 ``make bench-overhead`` runs ``jobs/xquad-en-cpu.yaml`` to its report (about 45 minutes on 2 cores) and reads its manifests. The time of a
-step is parted into the start-up of what computes in it, the time in which that computes, and the rest: reading and writing, Ray's
-scheduling, processes that end, the search, the merged copy of a CPU's second pass. ``overhead`` is the rest, of all but start-ups.
+step is parted into the start-up of what computes in it (on a CPU with the merged copy for the adapter's replies), the time in which that
+computes, and the rest: reading and writing, Ray's scheduling, waits between blocks, processes that end, the search. ``overhead`` is the
+rest, of all but start-ups.
 """
 
 import json

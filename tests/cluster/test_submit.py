@@ -151,6 +151,31 @@ def test_a_line_is_told_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for _, _, line in told if line] == ["en  load_texts", "en  annotate"]
 
 
+@pytest.mark.parametrize(("unanswered", "last"), [(2, ["SHIP"]), (3, [])])
+def test_what_a_job_said_last_is_asked_for_again_where_its_node_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, unanswered: int, last: list[str]
+) -> None:
+    class Client:
+        looks = 0
+
+        def get_job_status(self, submission_id: str) -> JobStatus:
+            return JobStatus.SUCCEEDED
+
+        def get_job_logs(self, submission_id: str) -> str:
+            self.looks += 1
+            if self.looks <= unanswered:
+                raise RuntimeError("the agent cannot be reached")
+            return "SHIP\n"
+
+    client = Client()
+    told: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.setattr(submit, "_LOOK_SECONDS", 0)
+    assert submit.follow("http://head:8265", {"en": "raysubmit_1"}, lambda *said: told.append(said)) == {"en": "SUCCEEDED"}
+    assert [line for _, _, line in told if line] == last
+    assert told[-1] == ("en", "SUCCEEDED", "")
+
+
 def test_a_step_to_be_redone_is_redone_by_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
         def __init__(self) -> None:

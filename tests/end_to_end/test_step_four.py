@@ -94,6 +94,14 @@ def test_two_nodes_hold_shards_and_one_may_die_while_questions_are_searched(undi
     assert found(printed) == found(undisturbed[0])
 
 
+def test_shards_do_not_wait_for_the_gpus_of_one_node(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.end_to_end.busy_node", str(tmp_path / "index")]
+    environ = {**environment(), "RAY_AUTH_MODE": "disabled"}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-5000:]
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"shards": 2, "of_them_on_the_other_node": 2}
+
+
 def test_texts_that_do_not_fit_into_the_object_store_come_through(tmp_path: Path) -> None:
     from tests.end_to_end import small_store
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,24 @@ def test_the_same_rows_whether_the_texts_lie_in_one_block_or_two_or_seven(made: 
 
 
 CUTS = [{"files": 1}, {"files": 2}, {"files": 1, "group_rows": 2}]
+
+
+@pytest.mark.parametrize(("cut", "expected"), [({}, 1), ({"files": 2}, 2), ({"group_rows": 2}, 3)])
+def test_no_more_engines_start_than_have_a_block_to_answer(
+    cut: dict[str, int], expected: int, new_run: Any, tmp_path: Path, ray_session: None
+) -> None:
+    run, started = new_run(resources={"engine_replicas": 3}), tmp_path / "started"
+    tables.write(run.artifact("texts"), schemas.TEXTS, TEXTS, **cut)
+    started.mkdir()
+
+    def start_engine() -> ScriptedEngine:
+        (started / str(os.getpid())).touch()
+        return ScriptedEngine(by_kind(rate_text="03"))
+
+    counts = annotate.make(run, run.artifact("annotations"), tmp_path / "work", start_engine)
+    assert counts["engines"]["count"] == expected
+    assert 1 <= len(list(started.iterdir())) <= expected
+    assert counts["rated"] == len(TEXTS)
 
 
 def test_a_question_that_is_there_twice_stops_the_run(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from aloftrag import artifacts, job, schemas
 from aloftrag.artifacts import Run
 from aloftrag.corpus import text_id
 from aloftrag.engine.scripted import ScriptedEngine
-from aloftrag.retrieval import shards, verify
+from aloftrag.retrieval import shards, vectors, verify
 from aloftrag.retrieval.guard import COPY_OF_NEGATIVE, COPY_OF_POSITIVE, TOO_SIMILAR, Rules
 from aloftrag.retrieval.index import Index, index_of
 from aloftrag.retrieval.shard import Shard
@@ -216,6 +216,22 @@ def test_beside_the_negatives_lie_a_vector_and_a_cluster_for_each_text(mined_run
     vectors = pl.read_parquet(run.artifact("index") / "*.parquet")["vector"].to_numpy().astype(np.float32)
     assert vectors.shape == (12, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize(("cut", "expected"), [({}, 1), ({"files": 2}, 2), ({"group_rows": 2}, 3)])
+def test_no_more_embedders_start_than_have_a_block_to_embed(
+    cut: dict[str, int], expected: int, new_run: Any, work: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    run, counts = new_run(resources={"embedder_replicas": 3}), []
+
+    def map_in_actors(rows: Any, _actor: Any, _arguments: Any, count: int) -> Any:
+        counts.append(count)
+        return rows
+
+    monkeypatch.setattr(vectors, "map_in_actors", map_in_actors)
+    tables.write(run.artifact("texts"), schemas.TEXTS, mined.text_rows(), **cut)
+    vectors.embed(run, run.artifact("texts"), "text", work / "index", work)
+    assert counts == [expected] == [vectors.embedder_use(work)["count"]]
 
 
 COPY = mined.TEXTS["owl"].replace("An owl", "One owl")

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from ray.exceptions import OutOfDiskError
 
 from aloftrag.errors import RunError, storage_failures_explained
 
@@ -42,11 +43,18 @@ def test_other_errors_keep_their_traceback(error: OSError) -> None:
         raise error
 
 
-def test_a_storage_failure_in_a_task_is_one_too(ray_session: None) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, "Input/output error"), r"\[Errno 5\] Input/output error"),
+        (OutOfDiskError("Local disk is full"), "No space left on device: a disk that Ray's object store spills to.*"),
+    ],
+)
+def test_a_storage_failure_in_a_task_is_one_too(error: Exception, said: str, ray_session: None) -> None:
     import ray
 
     def fails() -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
-    with pytest.raises(RunError, match=r"the storage failed \(\[Errno 5\] Input/output error\)"), storage_failures_explained():
+    with pytest.raises(RunError, match=rf"^the storage failed \({said}\); when that is mended, .*$"), storage_failures_explained():
         ray.get(ray.remote(fails).remote())

@@ -66,6 +66,12 @@ def test_as_many_engines_and_embedders_are_planned_as_the_job_has() -> None:
         assert two[name].gpu_hours < sixteen[name].gpu_hours  # fewer wait while they start
 
 
+def test_no_more_engines_and_embedders_are_planned_than_have_a_block_to_work_on() -> None:
+    four, sixteen = (by_step(plan.plan(job(), gpus=gpus, sample=sample(1000))) for gpus in (4, 16))  # 1,000 texts are four blocks
+    for name in ("annotate", "mine_negatives", "answer_questions"):
+        assert sixteen[name] == four[name]
+
+
 def test_a_job_that_needs_more_gpus_has_no_plan() -> None:
     with pytest.raises(RunError, match=r"resources\.training_workers: this job needs 4 GPUs, and the cluster has 2"):
         plan.plan(job(resources={"training_workers": 4}, training={"examples_per_step": 4}), gpus=2, sample=sample(1000))

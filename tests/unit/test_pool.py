@@ -20,7 +20,7 @@ def test_an_engine_is_as_busy_as_it_has_requests_of_those_it_takes() -> None:
 
     async def ask() -> BusyEngine:
         nonlocal now
-        gates = [asyncio.Event() for _ in range(3)]
+        gates = [asyncio.Event() for _ in range(4)]
 
         class Gated(ScriptedEngine):
             async def complete(self, prompt):  # type: ignore[no-untyped-def]
@@ -33,16 +33,21 @@ def test_an_engine_is_as_busy_as_it_has_requests_of_those_it_takes() -> None:
             tasks.append(asyncio.ensure_future(engine.complete(ChatPrompt([], number))))
             await asyncio.sleep(0)
             now += 10
-        for gate, task in zip(gates, tasks, strict=True):  # at 30, 40 and 50 s one less
+        for gate, task in zip(gates, tasks, strict=False):  # at 30, 40 and 50 s one less
             gate.set()
             await task
             now += 10
+        tasks.append(asyncio.ensure_future(engine.complete(ChatPrompt([], 3))))  # at 60 s, after 10 s without any, for 5 s
+        await asyncio.sleep(0)
+        now += 5
+        gates[3].set()
+        await tasks[3]
         return engine
 
     engine = asyncio.run(ask())
-    assert engine.seconds == 50
-    assert engine.tokens == 3
-    assert engine.busy_seconds == pytest.approx(0.5 * 10 + 10 + 10 + 10 + 0.5 * 10)
+    assert engine.seconds == 50 + 5
+    assert engine.tokens == 4
+    assert engine.busy_seconds == pytest.approx(0.5 * 10 + 10 + 10 + 10 + 0.5 * 10 + 0.5 * 5)
 
 
 def test_an_actor_gives_up_on_a_block_on_which_engine_after_engine_dies(tmp_path: Path) -> None:
