@@ -176,6 +176,33 @@ def test_what_a_job_said_last_is_asked_for_again_where_its_node_does_not_answer(
     assert told[-1] == ("en", "SUCCEEDED", "")
 
 
+def test_ctrl_c_only_stops_following(job_file: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(address: str, ids: dict[str, str], tell: submit.Tell) -> dict[str, str]:
+        assert ids == {"en": "raysubmit_1"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "submit", lambda *_: iter([("en", "raysubmit_1")]))
+    monkeypatch.setattr(submit, "follow", interrupted)
+    assert cli.main(["submit", str(job_file()), "--address", "http://head:8265", "--follow"]) == 0
+    assert "the jobs go on" in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_language_has_one_line_which_ends_with_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli._table(["en", "de"]) as tell:
+        tell("en", "PENDING", "")
+        tell("en", "RUNNING", "en  annotate  256 of 300 rows")
+        tell("de", "RUNNING", "de  load_texts  started")
+        tell("en", "RUNNING", "test / en: SHIP: it cites better")
+        tell("en", "RUNNING", "  report: runs/test/en/report.html")
+        tell("en", "SUCCEEDED", "")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[-3:] == [
+        ["language", "status", "last", "said"],
+        ["en", "SUCCEEDED", "test", "/", "en:", "SHIP:", "it", "cites", "better"],
+        ["de", "RUNNING", "load_texts", "started"],
+    ]
+
+
 def test_a_step_to_be_redone_is_redone_by_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
         def __init__(self) -> None:
