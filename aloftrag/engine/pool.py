@@ -235,10 +235,10 @@ def _ask(dataset: "Dataset", question: Question, start_engine: StartEngine, run:
 
     # While the last rows of a block are answered, the next have begun.
     job = run.job
-    size = 1 if isinstance(start_engine, StartServerEngine | StartChatServerEngine) else min(replicas(run), most)
+    on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)
+    size = 1 if on_server else min(replicas(run), most)
     storage.write(use / _COUNT, str(size).encode())
     blocks = 2 * (job.engine.max_num_seqs or _SEQUENCES) // BLOCK_ROWS + 2
-    on_server = isinstance(start_engine, StartServerEngine | StartChatServerEngine)
     return artifacts.map_blocks(
         dataset,
         _EngineActor,

@@ -32,7 +32,7 @@ def texts_of() -> dict[str, int]:
     """How many texts each language has: from the smallest to the largest, each further from the last than that from the one before.
 
     In equal steps, six neighbours end their annotation within minutes, and their trainings then wait for two cores, and all slots for
-    them; in equal ratios, half of the languages have fewer than 500 texts, and for the last hour there is little but their processes.
+    them; in equal ratios, half of the languages have fewer than 500 texts, and for the last half hour there is little but their processes.
     """
     places = [number / (len(CODES) - 1) for number in range(len(CODES))]
     return {code: round(SMALLEST + (LARGEST - SMALLEST) * place**2) for code, place in zip(CODES, places, strict=True)}
