@@ -206,7 +206,7 @@ def _at_work(run: "Run", languages: list[str], parallel: int | None) -> Iterator
             order = f"{languages.index(run.job.language):05d}"
             stack.enter_context(claims.hold(run.turns, at_most=parallel, order=order, wait=True, say=_say))
         cluster.connect()
-        cluster.hold_fits(run.job)
+        cluster.hold_fits(run.job, cluster.nodes())
         yield
 
 
@@ -296,7 +296,7 @@ def _plan(options: argparse.Namespace) -> None:
         check(one)
         print(f"{job.name} / {language}")
         steps = plan.plan(one, rates, options.gpus)
-        print("\n".join([*plan.table(steps, rates, options.gpus), plan.search_line(one, steps)]))
+        print("\n".join([*plan.table(steps, rates, options.gpus), plan.search_line(one, steps, options.gpus)]))
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ def use_token() -> bool:
 
 def gpus() -> int:
     """How many GPUs the cluster has."""
-    return sum(_gpus_by_node())
+    return int(sum(node.get("GPU", 0) for node in nodes()))
 
 
 def gpus_for(run: Run) -> int:
@@ -92,12 +92,17 @@ def gpus_for(run: Run) -> int:
     return min(share, run.job.resources.max_gpus or share)
 
 
-def hold_fits(job: Job) -> None:
-    """Raises ``RunError`` when a job would wait for ever for what the cluster does not have."""
+def nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has, by resource."""
     import ray
 
-    by_node = _gpus_by_node()
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def hold_fits(job: Job, nodes: list[dict[str, float]]) -> None:
+    """Raises ``RunError`` when a job would wait for ever for what these nodes do not have."""
+    by_node = [int(node.get("GPU", 0)) for node in nodes]
+    cpus = int(sum(node.get("CPU", 0) for node in nodes))
     fewest = _fewest_workers(job)
     if cpus < max(_CPUS_FOR_TASKS, 0 if sum(by_node) else fewest):
         needed = max(_CPUS_FOR_TASKS, fewest)
@@ -125,12 +130,6 @@ def hold_fits_gpus(job: Job, by_node: list[int]) -> None:
 def _fewest_workers(job: Job) -> int:
     workers = job.resources.training_workers
     return 1 if workers == "auto" else workers if isinstance(workers, int) else workers[0]
-
-
-def _gpus_by_node() -> list[int]:
-    import ray
-
-    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def _stay_on_this_machine() -> None:

@@ -38,6 +38,7 @@ _RATING_TOKENS, _QUESTION_TOKENS = 4, 60  # of a reply
 _QUESTION, _ANSWER = "Which station on the northern coast was the first to measure the wind?", "the one on the headland"
 _LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
 _ID_BYTES = 32
+_GPUS_OF_A_NODE = 8
 _BYTES_OF_A_WEIGHT = 4 + 3 * (4 + 8)  # the adapter; three checkpoints, with the optimiser, while the oldest makes room for a new one
 _PROMPTS_OF_A_QUESTION = 3  # base: whether it keeps the form by itself, and its reply; adapter: its reply
 
@@ -238,19 +239,20 @@ def _queries(job: Job, texts: int, questions: int) -> int:
     return questions if job.negatives.near_duplicate_similarity is None else questions + texts
 
 
-def search_line(job: Job, steps: Sequence[StepPlan]) -> str:
-    """What the search of step 4 would cost with either kind of index, which one the job gets, and the memory of its shards."""
+def search_line(job: Job, steps: Sequence[StepPlan], gpus: int) -> str:
+    """What the search of step 4 would cost with either kind of index, which one the job gets, and the memory of a shard."""
     rows = {step.step: step.rows for step in steps}
     texts, questions = rows["load_texts"], rows["mine_negatives"]
     hours = search_hours(job, texts, _queries(job, texts, questions))
     shown = ", ".join(f"{kind} {hours[kind]:.2g} GPU hours" for kind in hours)
     dimensions = models.dimensions(job.models.embedder)
     memory = texts * (2 * dimensions + _ID_BYTES) / 1e9
+    nodes = math.ceil(gpus / _GPUS_OF_A_NODE)
     exact_up_to = math.sqrt(ivf.EXACT_UP_TO / dimensions / (_queries(job, texts, questions) / max(1, texts)))
     return (
         f"Search of negatives: {shown}; negatives.index = {job.negatives.index} gives {_index_kind(job, texts, questions)} "
         f"(auto: exact up to {exact_up_to:,.0f} texts). "
-        f"Its shards hold {memory:.2g} GB in memory, over all nodes together."
+        f"Each shard holds {memory / nodes:.2g} GB in memory, with one on each node of {_GPUS_OF_A_NODE} GPUs (number of nodes: {nodes})."
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 10
 _LAST_LOOKS = 3  # for what a job printed that has ended, where its node does not answer
+_MOST_NODES = 10_000  # that Ray lists in one answer
 JOB_FILE = "job.yaml"
 
 Tell = Callable[[str, str, str], None]
@@ -38,9 +39,10 @@ def submit(job: Job, address: str, runs: str, parallel: int, redo: str | None = 
     """Submit one Ray job per language, the largest first; yields each language with its submission id.
 
     At most ``parallel`` of them work at once; each discards the step ``redo`` and all after it first. Paths are made absolute: the
-    cluster's machines must see them at the same place.
+    cluster's machines must see them at the same place. Raises ``RunError`` before the first when the cluster could never hold the job.
     """
     client = _client(address)
+    cluster.hold_fits(job, _nodes(address))
     job = with_absolute_paths(job)
     job = job.model_copy(update={"languages": largest_first(job)})
     with tempfile.TemporaryDirectory() as folder, _explained(address):
@@ -62,6 +64,17 @@ def submit(job: Job, address: str, runs: str, parallel: int, redo: str | None = 
                 metadata={"job": job.name, "language": language},
             )
             yield language, submission_id
+
+
+def _nodes(address: str) -> list[dict[str, float]]:
+    """What each node of the cluster has, as its head says."""
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        return [node.resources_total for node in list_nodes(address, filters=[("state", "=", "ALIVE")], limit=_MOST_NODES)]
+    except RayStateApiException as error:
+        raise RunError(f"--address {address}: the head does not say what its nodes have ({str(error).strip().splitlines()[0]})") from error
 
 
 def with_absolute_paths(job: Job) -> Job:

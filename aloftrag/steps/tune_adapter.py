@@ -4,9 +4,10 @@
 
 A worker's loop is ``training.loop.train``; here stand the worker group and its restarts. A killed worker or node restarts the
 group from the last checkpoint; a killed driver, run again, goes on from it too. A group that fails again and again without a
-checkpoint in between stops the run.
+checkpoint in between stops the run, and so does one that the nodes that are left cannot hold.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ NEEDS: tuple[str, ...] = ("chats",)
 VERSION = 2
 
 _RESTARTS = 3  # without a checkpoint in between
+_WAITS = 10  # of a minute, for as many workers as were asked for; then their number is asked for anew
 _SECONDS_TO_GIVE_BACK = 20
 _SPLITS = ("train", "validation")
 
@@ -51,14 +53,8 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         raise RunError(
             f"tune_adapter: training.validation = {run.job.training.validation} keeps no chat to tell the best adapter by; set it higher"
         )
-    # What DeepSpeed parts among its workers may not fit on a share, and cannot go on with another number of them.
-    gpus = (
-        cluster.gpus_for(run) if run.job.training.strategy == "ddp" else min(cluster.gpus(), run.job.resources.max_gpus or cluster.gpus())
-    )
-    workers = worker_count(run.job, gpus, _free_for)
-    _hold_workers(run.job, workers, loop.last_state(work))
     began = time.time()
-    _train(run.job, chats, work, workers)
+    workers = _train(run, chats, work)
     kept = checkpoints.newest(work / (loop.BEST if run.job.training.keep == "best" else loop.CHECKPOINTS))
     assert kept is not None, "training ended without a checkpoint"
     artifacts.fresh_folder(folder)
@@ -74,19 +70,23 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
     return counts
 
 
-def _train(job: Job, chats: Path, work: Path, workers: int | tuple[int, int]) -> None:
-    """Run the worker group until each step is done; raises ``RunError`` when it fails again and again without a checkpoint in between."""
+def _train(run: Run, chats: Path, work: Path) -> int | tuple[int, int]:
+    """Run worker groups until each step is done; returns how many workers the last one had, or the range that it had them of.
+
+    Raises ``RunError`` when groups fail again and again without a checkpoint in between, and for more workers than the cluster can hold.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    on_gpu = cluster.gpus() > 0
+    job, on_gpu = run.job, cluster.gpus() > 0
     while True:
         begun_at = loop.last_state(work)
+        workers = worker_count(job, _gpus(run), _free_for)
+        _hold_workers(job, workers, begun_at)
         try:
             TorchTrainer(
-                _worker,
-                train_loop_config={"job": job.model_dump_json(), "chats": str(chats), "work": str(work)},
-                torch_config=_process_group(workers, on_gpu, job),
+                functools.partial(_worker, job.model_dump_json(), str(chats), str(work)),
+                torch_config=_process_group(workers, job),
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=on_gpu,
@@ -94,12 +94,32 @@ def _train(job: Job, chats: Path, work: Path, workers: int | tuple[int, int]) ->
                     # Another size begins at the last checkpoint: no more often than there is a new one.
                     elastic_resize_monitor_interval_s=120 * job.training.checkpoint_minutes,
                 ),
-                run_config=RunConfig(name="ray_train", storage_path=str(work), failure_config=FailureConfig(max_failures=_RESTARTS)),
+                run_config=RunConfig(
+                    name="ray_train",
+                    storage_path=str(work),
+                    failure_config=FailureConfig(max_failures=_RESTARTS, controller_failure_limit=_WAITS),
+                ),
             ).fit()
-            return
+            return workers
         except TrainingFailedError as error:
-            if loop.last_state(work) == begun_at:
+            if not _found_no_place(error) and loop.last_state(work) == begun_at:
                 raise RunError(f"tune_adapter: {_reason(error)}; run the same command again to go on from {_position(begun_at)}") from error
+
+
+def _gpus(run: Run) -> int:
+    """How many GPUs training may take at the moment."""
+    if run.job.training.strategy == "ddp":
+        return cluster.gpus_for(run)
+    # What DeepSpeed parts among its workers may not fit on a share, and cannot go on with another number of them.
+    return min(cluster.gpus(), run.job.resources.max_gpus or cluster.gpus())
+
+
+def _found_no_place(error: "TrainingFailedError") -> bool:
+    """Whether the workers waited for nodes, or for GPUs that others hold, and nothing of theirs failed."""
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
 
 
 def _reason(error: "TrainingFailedError") -> str:
@@ -165,7 +185,7 @@ def _hold_workers(job: Job, workers: int | tuple[int, int], state: dict[str, Any
         )
 
 
-def _process_group(workers: int | tuple[int, int], on_gpu: bool, job: Job) -> "TorchConfig":
+def _process_group(workers: int | tuple[int, int], job: Job) -> "TorchConfig":
     """How the workers find each other: not at all when there is one, for which torch would ask a name server for its name."""
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
@@ -176,10 +196,14 @@ def _process_group(workers: int | tuple[int, int], on_gpu: bool, job: Job) -> "T
             return Backend
 
     alone = workers == 1 and job.training.strategy == "ddp"
-    return NoProcessGroup() if alone else TorchConfig(backend="nccl" if on_gpu else "gloo")
+    return NoProcessGroup() if alone else TorchConfig(backend=_backend())
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _backend() -> str:
+    return "nccl" if cluster.gpus() else "gloo"
+
+
+def _worker(job_json: str, chats_at: str, work_at: str) -> None:
     """What each Ray Train worker runs."""
     import ray.train
     import torch
@@ -188,7 +212,7 @@ def _worker(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, usable_cpus() // context.get_local_world_size()))
         os.environ["DS_ACCELERATOR"] = "cpu"
-    job, chats, work = Job.model_validate_json(config["job"]), storage.at(config["chats"]), storage.at(config["work"])
+    job, chats, work = Job.model_validate_json(job_json), storage.at(chats_at), storage.at(work_at)
     on_disk = storage.scratch(work / f"chats-{artifacts.id_of(chats)}")
     rows, validation = (row_store.open_or_write(chats, split, on_disk / split) for split in _SPLITS)
     tuning = loop.Tuning(models.local_folder(job.models.llm, "llm"), rows, validation, job.training, job.seed, work)

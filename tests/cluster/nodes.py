@@ -65,12 +65,15 @@ class Nodes:
 
     def holder_of(self, title: str) -> int | None:
         """The number of a node, but the head, with a process whose title begins so; None when there is none."""
-        for number in range(1, len(self._processes)):
-            for process in self._parts(number):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if " ".join(process.cmdline()).startswith(title):
-                        return number
-        return None
+        return next((number for number in range(1, len(self._processes)) if self.count(title, number)), None)
+
+    def count(self, title: str, number: int) -> int:
+        """How many processes of a node have a title that begins so."""
+        found = 0
+        for process in self._parts(number):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += " ".join(process.cmdline()).startswith(title)
+        return found
 
     def _parts(self, number: int) -> list[psutil.Process]:
         """All processes of a node."""

@@ -72,6 +72,11 @@ class SlowEngine(ScriptedEngine):
             return replace(await super().complete(prompt), tokens=1)
 
 
+def backend() -> str:
+    """As ``aloftrag.steps.tune_adapter._backend``, for GPUs that are a number alone: workers on them meet as on CPUs."""
+    return "gloo"
+
+
 class Embedder:
     """In place of ``aloftrag.retrieval.embedder.Embedder``: counts words. Nothing to import, so that it does not keep the CPUs busy."""
 

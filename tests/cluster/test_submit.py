@@ -66,6 +66,15 @@ def test_a_job_can_be_cancelled_and_one_that_does_not_exist_is_one_line(job_file
         assert "raysubmit_none" in said
 
 
+def test_a_job_that_can_never_fit_says_so_at_once_and_is_not_submitted(job_file: Any, tmp_path: Path, head: Nodes) -> None:
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a text"}) + "\n")
+    path = job_file(languages=["en", "de"], training={"examples_per_step": 9}, resources={"training_workers": 9})
+    code, output = command(["submit", str(path), "--address", head.address, "--runs", str(tmp_path / "runs")])
+    assert code == 1
+    said = "aloftrag: resources: this job needs 9 CPUs, and the cluster has 8; submit it again if nodes are still joining"
+    assert output.splitlines() == [said]
+
+
 @pytest.mark.parametrize(("token", "said"), [(None, "the cluster wants a token"), ("a-wrong-token", "the cluster wants another token")])
 def test_a_token_that_is_missing_or_wrong_is_one_line(job_file: Any, tmp_path: Path, head: Nodes, token: str | None, said: str) -> None:
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a text"}) + "\n")

@@ -2,10 +2,12 @@
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 
 import ray
+from ray._private.internal_api import memory_summary
 
 from aloftrag import artifacts, cluster, job
 from aloftrag.artifacts import Run
@@ -51,9 +53,10 @@ def main() -> None:
     annotate.make(run, run.artifact("annotations"), folder / "work-1", start_engine=functools.partial(ScriptedEngine, reply))
     mine_negatives.make(run, run.artifact("negatives"), folder / "work-4")
     counts = assemble_chats.make(run, run.artifact("chats"), folder / "work-5a")
+    spilled = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
     cluster.disconnect()
     rows = {name: artifacts.count_rows(run.artifact(name)) for name in ("texts", "annotations", "negatives")}
-    print(json.dumps({"bytes": size, "rows": rows, "chats": counts["chats"]}))
+    print(json.dumps({"bytes": size, "rows": rows, "chats": counts["chats"], "spilled": int(spilled[1]) if spilled else 0}))
 
 
 if __name__ == "__main__":

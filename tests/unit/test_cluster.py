@@ -22,8 +22,8 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_cluster(*gpus: int, cpus: int = 64) -> None:
         nodes = [{"Alive": True, "Resources": {"GPU": count} if count else {}} for count in gpus]
-        monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"Alive": False, "Resources": {"GPU": 8}}])
-        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus})
+        head = {"Alive": True, "Resources": {"CPU": cpus}}
+        monkeypatch.setattr("ray.nodes", lambda: [head, *nodes, {"Alive": False, "Resources": {"GPU": 8, "CPU": 64}}])
 
     return set_cluster
 
@@ -40,7 +40,7 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_fits(has: Any, resources: dict[str, Any]) -> None:
     has(4, 2)
     data = job(**resources)
-    cluster.hold_fits(data)
+    cluster.hold_fits(data, cluster.nodes())
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_what_fits(has: Any, resources: dict[str, Any]) -> None:
 def test_what_can_never_fit_is_said_with_what_there_is(has: Any, resources: dict[str, Any], said: str) -> None:
     has(4, 2, 0)
     with pytest.raises(RunError) as error:
-        cluster.hold_fits(job(**resources))
+        cluster.hold_fits(job(**resources), cluster.nodes())
     assert str(error.value) == said
 
 
 @pytest.mark.parametrize("gpus", [(), (8,)])
 def test_tasks_need_cpus(has: Any, gpus: tuple[int, ...]) -> None:
     has(*gpus, cpus=2)
-    cluster.hold_fits(job(engine_replicas=2))
+    cluster.hold_fits(job(engine_replicas=2), cluster.nodes())
     has(*gpus, cpus=0)
     with pytest.raises(RunError, match="needs 2 CPUs, and the cluster has 0"):
-        cluster.hold_fits(job())
+        cluster.hold_fits(job(), cluster.nodes())
 
 
 def test_runs_of_a_job_share_its_gpus(has: Any, tmp_path: Path) -> None:

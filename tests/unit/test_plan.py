@@ -80,11 +80,12 @@ def test_a_job_that_needs_more_gpus_has_no_plan() -> None:
 @pytest.mark.parametrize(("rows", "kind"), [(10**3, "exact"), (10**6, "exact"), (10**7, "ivf"), (10**9, "ivf")])
 def test_from_a_thousand_to_a_billion_texts_it_says_which_index_there_is(rows: int, kind: str) -> None:
     steps = plan.plan(job(), sample=sample(rows))
-    said = plan.search_line(job(), steps)
+    said = plan.search_line(job(), steps, gpus=20)
     assert f"gives {kind}" in said
     assert "exact up to 1,613,743 texts" in said  # the root of 1e15 / 384
     assert all(line for line in plan.table(steps, ASSUMED, 1))
-    assert f"{rows * (2 * 384 + 32) / 1e9:.2g} GB in memory" in said
+    assert f"Each shard holds {rows * (2 * 384 + 32) / 1e9 / 3:.2g} GB in memory" in said
+    assert "(number of nodes: 3)" in said
 
 
 def test_tokens_are_those_of_the_prompts() -> None:

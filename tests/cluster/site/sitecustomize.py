@@ -9,7 +9,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_REPLACED = {"aloftrag.engine": {"annotator": "starter", "starter": "starter"}}  # module: name in it, name of the stand-in
+_REPLACED = {  # module: name in it, name of the stand-in
+    "aloftrag.engine": {"annotator": "starter", "starter": "starter"},
+    "aloftrag.steps.tune_adapter": {"_backend": "backend"},
+}
 if os.environ.get("ALOFTRAG_TEST_EMBEDDER") == "scripted":
     _REPLACED["aloftrag.retrieval.embedder"] = {"Embedder": "Embedder"}
 
