@@ -42,7 +42,8 @@ def submit(job: Job, address: str, runs: str, parallel: int, redo: str | None = 
     cluster's machines must see them at the same place. Raises ``RunError`` before the first when the cluster could never hold the job.
     """
     client = _client(address)
-    cluster.hold_fits(job, _nodes(address))
+    if nodes := _nodes(address):  # a head that has just started knows of none; the job asks again when its turn comes
+        cluster.hold_fits(job, nodes)
     job = with_absolute_paths(job)
     job = job.model_copy(update={"languages": largest_first(job)})
     with tempfile.TemporaryDirectory() as folder, _explained(address):

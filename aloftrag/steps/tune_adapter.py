@@ -123,12 +123,15 @@ def _found_no_place(error: "TrainingFailedError") -> bool:
 
 
 def _reason(error: "TrainingFailedError") -> str:
-    """What stopped the worker group, in one line."""
+    """What ended training, in one line."""
     from ray.train import WorkerGroupError
 
-    failures = error.worker_failures.items() if isinstance(error, WorkerGroupError) else []
+    last_line = str(error).strip().splitlines()[-1]
+    if not isinstance(error, WorkerGroupError):
+        return f"the training workers could not be started, or what leads them failed ({last_line})"
+    failures = error.worker_failures.items()
     said = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures if str(failure).strip()]
-    return f"the training workers failed {_RESTARTS + 1} times in a row ({said[0] if said else str(error).strip().splitlines()[-1]})"
+    return f"the training workers failed {_RESTARTS + 1} times in a row ({said[0] if said else last_line})"
 
 
 def _position(state: dict[str, Any] | None) -> str:

@@ -222,6 +222,7 @@ def test_a_step_to_be_redone_is_redone_by_every_job(monkeypatch: pytest.MonkeyPa
             return str(len(self.entrypoints))
 
     monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.setattr(submit, "_nodes", lambda address: [])
     given = job.Job.model_validate({"name": "test", "languages": ["en", "de"], "corpus": {"paths": ["s3://bucket/{language}.jsonl"]}})
     monkeypatch.setattr(submit, "largest_first", lambda job: job.languages)
     for redo, said in (("annotate", " --redo annotate"), (None, "")):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def main() -> None:
     annotate.make(run, run.artifact("annotations"), folder / "work-1", start_engine=functools.partial(ScriptedEngine, reply))
     mine_negatives.make(run, run.artifact("negatives"), folder / "work-4")
     counts = assemble_chats.make(run, run.artifact("chats"), folder / "work-5a")
-    spilled = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
+    del os.environ["http_proxy"]  # through which it would ask this machine's own node
+    spilled = re.search(r"Spilled (\d+) MiB", memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
     cluster.disconnect()
     rows = {name: artifacts.count_rows(run.artifact(name)) for name in ("texts", "annotations", "negatives")}
     print(json.dumps({"bytes": size, "rows": rows, "chats": counts["chats"], "spilled": int(spilled[1]) if spilled else 0}))

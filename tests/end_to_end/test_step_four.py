@@ -112,3 +112,4 @@ def test_texts_that_do_not_fit_into_the_object_store_come_through(tmp_path: Path
     assert found["bytes"] > 1.2 * small_store.STORE
     assert found["rows"] == dict.fromkeys(("texts", "annotations", "negatives"), small_store.TEXTS)
     assert found["chats"] > 0
+    assert found["spilled"] > 0
