@@ -227,9 +227,13 @@ def _submit(options: argparse.Namespace) -> int:
     ids = {}
     job = job.model_copy(update={"languages": languages})
     submitted = submit.submit(job, options.address, options.runs, options.parallel, options.redo)
-    for language, submission_id in submitted:
-        ids[language] = submission_id
-        print(f"{language}\t{submission_id}", flush=True)
+    try:
+        for language, submission_id in submitted:
+            ids[language] = submission_id
+            print(f"{language}\t{submission_id}", flush=True)
+    except KeyboardInterrupt:
+        print(f"aloftrag: interrupted; submitted are those above: {len(ids)} of {len(languages)} languages", file=sys.stderr)
+        return 130
     if not options.follow:
         return 0
     try:

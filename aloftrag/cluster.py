@@ -58,10 +58,11 @@ def connect() -> None:
 
 def _join() -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         address = os.environ["RAY_ADDRESS"]
         raise RunError(f"RAY_ADDRESS={address}: no cluster can be joined there, expected auto or HEAD:6379 ({said})") from error

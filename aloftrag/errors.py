@@ -17,6 +17,12 @@ _OF_OBJECT_STORES = re.compile(
     r"|(?:EndpointConnection|ConnectTimeout|ReadTimeout|ConnectionClosed|NoCredentials|Permission)Error: (?!\[Errno).*"
     r"|The specified bucket does not exist|Generic S3 error.*"
 )
+_OF_CLIENTS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("aiohttp", "ClientError"),
+)
 _WHERE_THEY_PASS = (("ray.exceptions", "RayError"), ("polars.exceptions", "PolarsError"))
 
 
@@ -41,7 +47,7 @@ def storage_failures_explained() -> Iterator[None]:
 
 def outages() -> tuple[type[Exception], ...]:
     """What a storage that does not answer raises: the system's error, or that of the object store's client where there is one."""
-    return OSError, *_loaded(("botocore.exceptions", "BotoCoreError"))
+    return OSError, *_loaded(*_OF_CLIENTS)
 
 
 def _loaded(*names: tuple[str, str]) -> tuple[type[Exception], ...]:

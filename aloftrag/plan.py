@@ -38,7 +38,7 @@ _RATING_TOKENS, _QUESTION_TOKENS = 4, 60  # of a reply
 _QUESTION, _ANSWER = "Which station on the northern coast was the first to measure the wind?", "the one on the headland"
 _LISTS_SHARE = 1 / 32  # of the texts that a search of inverted lists looks at
 _ID_BYTES = 32
-_GPUS_OF_A_NODE = 8
+_GPUS_OF_A_NODE = 8  # at most
 _BYTES_OF_A_WEIGHT = 4 + 3 * (4 + 8)  # the adapter; three checkpoints, with the optimiser, while the oldest makes room for a new one
 _PROMPTS_OF_A_QUESTION = 3  # base: whether it keeps the form by itself, and its reply; adapter: its reply
 
@@ -78,7 +78,7 @@ class _Tokens:
 
 def plan(job: Job, rates: Rates = ASSUMED, gpus: int = 1, sample: Sample | None = None) -> list[StepPlan]:
     """Rows, tokens, hours on so many GPUs, and disk of each step of a job for one language; raises ``RunError`` when it needs more."""
-    hold_fits_gpus(job, [gpus])
+    hold_fits_gpus(job, _nodes(gpus))
     sample = sample or sample_of(job)
     tokens = _tokens(job, sample.texts)
     texts, questions = sample.rows, round(sample.rows * tokens.questions * rates.asked * rates.written)
@@ -239,6 +239,11 @@ def _queries(job: Job, texts: int, questions: int) -> int:
     return questions if job.negatives.near_duplicate_similarity is None else questions + texts
 
 
+def _nodes(gpus: int) -> list[int]:
+    """So many GPUs, by node."""
+    return [min(_GPUS_OF_A_NODE, gpus - first) for first in range(0, gpus, _GPUS_OF_A_NODE)]
+
+
 def search_line(job: Job, steps: Sequence[StepPlan], gpus: int) -> str:
     """What the search of step 4 would cost with either kind of index, which one the job gets, and the memory of a shard."""
     rows = {step.step: step.rows for step in steps}
@@ -247,12 +252,13 @@ def search_line(job: Job, steps: Sequence[StepPlan], gpus: int) -> str:
     shown = ", ".join(f"{kind} {hours[kind]:.2g} GPU hours" for kind in hours)
     dimensions = models.dimensions(job.models.embedder)
     memory = texts * (2 * dimensions + _ID_BYTES) / 1e9
-    nodes = math.ceil(gpus / _GPUS_OF_A_NODE)
+    nodes = len(_nodes(gpus))
     exact_up_to = math.sqrt(ivf.EXACT_UP_TO / dimensions / (_queries(job, texts, questions) / max(1, texts)))
     return (
         f"Search of negatives: {shown}; negatives.index = {job.negatives.index} gives {_index_kind(job, texts, questions)} "
         f"(auto: exact up to {exact_up_to:,.0f} texts). "
-        f"Each shard holds {memory / nodes:.2g} GB in memory, with one on each node of {_GPUS_OF_A_NODE} GPUs (number of nodes: {nodes})."
+        f"Each shard holds {memory / nodes:.2g} GB in memory, with one on each node of {_GPUS_OF_A_NODE} GPUs (number of nodes: {nodes}); "
+        "where that is over a quarter of a node's memory, there are more of them."
     )
 
 

@@ -170,6 +170,7 @@ def _client(address: str) -> "JobSubmissionClient":
     has_token = cluster.use_token()
     if not address.startswith(("http://", "https://")):
         raise RunError(f"--address {address}: expected the head's job server, http://HEAD:8265")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # RAY_ADDRESS, which is for what joins a cluster, would win over what Ray is told
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 

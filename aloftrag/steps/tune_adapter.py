@@ -23,6 +23,7 @@ from aloftrag.training import base_model, checkpoints, loop, model_card, row_sto
 from aloftrag.training.worker import Worker
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
     from ray.train import TrainingFailedError
     from ray.train.torch import TorchConfig
 
@@ -32,7 +33,7 @@ NEEDS: tuple[str, ...] = ("chats",)
 VERSION = 2
 
 _RESTARTS = 3  # without a checkpoint in between
-_WAITS = 10  # of a minute, for as many workers as were asked for; then their number is asked for anew
+_WAITS = 10  # of a minute each, for GPUs that all workers find a place on; then it is asked anew how many there are
 _SECONDS_TO_GIVE_BACK = 20
 _SPLITS = ("train", "validation")
 
@@ -75,35 +76,75 @@ def _train(run: Run, chats: Path, work: Path) -> int | tuple[int, int]:
 
     Raises ``RunError`` when groups fail again and again without a checkpoint in between, and for more workers than the cluster can hold.
     """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    kind = "GPU" if cluster.gpus() else "CPU"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(_fit)
+    while True:
+        begun_at = loop.last_state(work)
+        workers = worker_count(run.job, _gpus(run), functools.partial(_free_for, kind))
+        _hold_workers(run.job, workers, kind, begun_at)
+        group = fit.remote(run.job, workers, kind, chats, work, _RESTARTS)
+        try:
+            if not _has_ended(group, workers, kind):
+                continue
+            failure = ray.get(group)
+        finally:
+            ray.cancel(group, force=True)
+        if failure is None:
+            return workers
+        if not _found_no_place(failure) and loop.last_state(work) == begun_at:
+            raise RunError(f"tune_adapter: {_reason(failure)}; run the same command again to go on from {_position(begun_at)}") from failure
+
+
+def _fit(job: Job, workers: int | tuple[int, int], kind: str, chats: Path, work: Path, restarts: int) -> "TrainingFailedError | None":
+    """Run a worker group until each step is done; returns what ended it before that.
+
+    A task of its own: Ray Train handles Ctrl-C in the process that it is called in, from then on, and what is cancelled with this
+    process is all that it leads.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    job, on_gpu = run.job, cluster.gpus() > 0
-    while True:
-        begun_at = loop.last_state(work)
-        workers = worker_count(job, _gpus(run), _free_for)
-        _hold_workers(job, workers, begun_at)
-        try:
-            TorchTrainer(
-                functools.partial(_worker, job.model_dump_json(), str(chats), str(work)),
-                torch_config=_process_group(workers, job),
-                scaling_config=ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=on_gpu,
-                    resources_per_worker={"GPU": 1} if on_gpu else {"CPU": 1},
-                    # Another size begins at the last checkpoint: no more often than there is a new one.
-                    elastic_resize_monitor_interval_s=120 * job.training.checkpoint_minutes,
-                ),
-                run_config=RunConfig(
-                    name="ray_train",
-                    storage_path=str(work),
-                    failure_config=FailureConfig(max_failures=_RESTARTS, controller_failure_limit=_WAITS),
-                ),
-            ).fit()
-            return workers
-        except TrainingFailedError as error:
-            if not _found_no_place(error) and loop.last_state(work) == begun_at:
-                raise RunError(f"tune_adapter: {_reason(error)}; run the same command again to go on from {_position(begun_at)}") from error
+    try:
+        TorchTrainer(
+            functools.partial(_worker, job, chats, work),
+            torch_config=_process_group(workers, kind, job),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=kind == "GPU",
+                resources_per_worker={kind: 1},
+                # Another size begins at the last checkpoint: no more often than there is a new one.
+                elastic_resize_monitor_interval_s=120 * job.training.checkpoint_minutes,
+            ),
+            run_config=RunConfig(
+                name="ray_train",
+                storage_path=str(work),
+                failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=_WAITS),
+            ),
+        ).fit()
+    except TrainingFailedError as error:
+        return error
+    return None
+
+
+def _has_ended(group: "ObjectRef[Any]", workers: int | tuple[int, int], kind: str) -> bool:
+    """Wait for the end of a worker group; False when there were too few GPUs (or CPUs) for it at so many looks in a row.
+
+    Ray gives up a number of workers that finds no place, but waits with a range without an end.
+    """
+    import ray
+    from ray.train.v2._internal.constants import DEFAULT_WORKER_GROUP_START_TIMEOUT_S, WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+
+    every = float(os.environ.get(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, DEFAULT_WORKER_GROUP_START_TIMEOUT_S))
+    missing = 0
+    while not ray.wait([group], timeout=every)[0]:
+        missing = missing + 1 if _there(kind) < _fewest(workers) else 0
+        if missing > _WAITS:
+            return False
+    return True
 
 
 def _gpus(run: Run) -> int:
@@ -152,11 +193,10 @@ def worker_count(job: Job, gpus: int, free_for: Callable[[int], int]) -> int | t
     return max(count for count in range(1, max(1, gpus) + 1) if examples % count == 0)
 
 
-def _free_for(workers: int) -> int:
+def _free_for(kind: str, workers: int) -> int:
     """How many GPUs (or CPUs) are free, once there are enough or what the last step held has been given back."""
     import ray
 
-    kind = "GPU" if cluster.gpus() else "CPU"
     for _ in range(_SECONDS_TO_GIVE_BACK):
         if ray.available_resources().get(kind, 0) >= workers:
             break
@@ -164,12 +204,20 @@ def _free_for(workers: int) -> int:
     return int(ray.available_resources().get(kind, 0))
 
 
-def _hold_workers(job: Job, workers: int | tuple[int, int], state: dict[str, Any] | None) -> None:
-    """Raises ``RunError`` for more workers than the cluster can hold, and for others than those that a checkpoint can go on with."""
+def _there(kind: str) -> int:
+    """How many GPUs or CPUs the cluster has."""
     import ray
 
-    kind, fewest = "GPU" if cluster.gpus() else "CPU", workers if isinstance(workers, int) else workers[0]
-    if fewest > (there := int(ray.cluster_resources().get(kind, 0))):
+    return int(ray.cluster_resources().get(kind, 0))
+
+
+def _fewest(workers: int | tuple[int, int]) -> int:
+    return workers if isinstance(workers, int) else workers[0]
+
+
+def _hold_workers(job: Job, workers: int | tuple[int, int], kind: str, state: dict[str, Any] | None) -> None:
+    """Raises ``RunError`` for more workers than the cluster can hold, and for others than those that a checkpoint can go on with."""
+    if (fewest := _fewest(workers)) > (there := _there(kind)):
         raise RunError(
             f"tune_adapter: resources.training_workers asks for {fewest} workers of one {kind} each, and the cluster has {there}"
         )
@@ -188,7 +236,7 @@ def _hold_workers(job: Job, workers: int | tuple[int, int], state: dict[str, Any
         )
 
 
-def _process_group(workers: int | tuple[int, int], job: Job) -> "TorchConfig":
+def _process_group(workers: int | tuple[int, int], kind: str, job: Job) -> "TorchConfig":
     """How the workers find each other: not at all when there is one, for which torch would ask a name server for its name."""
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
@@ -199,14 +247,14 @@ def _process_group(workers: int | tuple[int, int], job: Job) -> "TorchConfig":
             return Backend
 
     alone = workers == 1 and job.training.strategy == "ddp"
-    return NoProcessGroup() if alone else TorchConfig(backend=_backend())
+    return NoProcessGroup() if alone else TorchConfig(backend=_backend(kind))
 
 
-def _backend() -> str:
-    return "nccl" if cluster.gpus() else "gloo"
+def _backend(kind: str) -> str:
+    return "nccl" if kind == "GPU" else "gloo"
 
 
-def _worker(job_json: str, chats_at: str, work_at: str) -> None:
+def _worker(job: Job, chats: Path, work: Path) -> None:
     """What each Ray Train worker runs."""
     import ray.train
     import torch
@@ -215,7 +263,6 @@ def _worker(job_json: str, chats_at: str, work_at: str) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, usable_cpus() // context.get_local_world_size()))
         os.environ["DS_ACCELERATOR"] = "cpu"
-    job, chats, work = Job.model_validate_json(job_json), storage.at(chats_at), storage.at(work_at)
     on_disk = storage.scratch(work / f"chats-{artifacts.id_of(chats)}")
     rows, validation = (row_store.open_or_write(chats, split, on_disk / split) for split in _SPLITS)
     tuning = loop.Tuning(models.local_folder(job.models.llm, "llm"), rows, validation, job.training, job.seed, work)

@@ -72,7 +72,7 @@ class SlowEngine(ScriptedEngine):
             return replace(await super().complete(prompt), tokens=1)
 
 
-def backend() -> str:
+def backend(kind: str) -> str:
     """As ``aloftrag.steps.tune_adapter._backend``, for GPUs that are a number alone: workers on them meet as on CPUs."""
     return "gloo"
 

@@ -12,7 +12,7 @@ from ray.job_submission import JobStatus
 
 from aloftrag import cli, job, submit
 from tests.cluster.nodes import TOKEN, Nodes, cluster, free_port
-from tests.end_to_end.driver import environment, start
+from tests.end_to_end.driver import ended, environment, start
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,9 @@ def command(arguments: list[str], token: str | None = TOKEN["RAY_AUTH_TOKEN"]) -
 
 
 def _with_token(token: str | None) -> dict[str, str]:
-    # No home: Ray would find a token there.
-    return {**environment(), "HOME": "/nonexistent", **({"RAY_AUTH_TOKEN": token} if token else {})}
+    # No home: Ray would find a token there. And another cluster's address, for what joins one.
+    environ = {**environment(), "HOME": "/nonexistent", "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    return {**environ, **({"RAY_AUTH_TOKEN": token} if token else {})}
 
 
 def test_each_language_is_a_job_whose_end_and_output_can_be_seen(job_file: Any, tmp_path: Path, head: Nodes) -> None:
@@ -84,11 +85,21 @@ def test_a_token_that_is_missing_or_wrong_is_one_line(job_file: Any, tmp_path: P
     assert "a-wrong-token" not in output
 
 
+@pytest.mark.parametrize("mode", [{"RAY_AUTH_MODE": "token"}, {}], ids=["asked-for", "not-asked-for"])
+def test_a_run_that_joins_without_the_token_is_one_line(job_file: Any, tmp_path: Path, head: Nodes, mode: dict[str, str]) -> None:
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a text"}) + "\n")
+    environ = {**_with_token(None), "RAY_ADDRESS": head.ray_address, **mode}
+    output = ended(process := start(["run", str(job_file()), "--runs", str(tmp_path / "runs")], environ=environ), 120)
+    assert process.returncode == 1
+    assert output.splitlines()[-1].startswith(f"aloftrag: RAY_ADDRESS={head.ray_address}: "), output
+
+
 @pytest.mark.parametrize("scheme", ["http://", "ray://", ""])
 def test_an_address_where_nobody_answers_is_exit_code_1(
     job_file: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else this process keeps what submit sets
+    for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS"):  # else this process keeps what submit sets
+        monkeypatch.setenv(name, "disabled")
     address = f"{scheme}127.0.0.1:{free_port()}"
     assert cli.main(["submit", str(job_file()), "--address", address]) == 1
     assert f"--address {address}: " in capsys.readouterr().err

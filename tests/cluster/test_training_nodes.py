@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aloftrag import artifacts
@@ -57,9 +58,12 @@ def test_auto_goes_on_with_the_gpus_that_are_left(tiny_llm: Path, tmp_path: Path
     assert workers_of(runs / "scripted/en") == 2
 
 
-def test_a_number_that_the_nodes_left_cannot_hold_stops_the_run_and_the_same_command_goes_on(tiny_llm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [3, [3, 4]], ids=["number", "range"])
+def test_workers_that_the_nodes_left_cannot_hold_stop_the_run_and_the_same_command_goes_on(
+    tiny_llm: Path, tmp_path: Path, workers: int | list[int]
+) -> None:
     runs = tmp_path / "runs"
-    job = job_file(tmp_path, tiny_llm, {"en": 120}, 3, epochs=20)
+    job = job_file(tmp_path, tiny_llm, {"en": 120}, workers, epochs=20)
     with nodes.cluster(tmp_path / "ray", scripted=True, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="2") as found:
         for _ in range(2):
             found.add(gpus=2)
@@ -76,7 +80,7 @@ def test_a_number_that_the_nodes_left_cannot_hold_stops_the_run_and_the_same_com
         finish(submit(found, job, runs))
     steps = artifacts.read_jsonl(runs / "scripted/en/adapter/metrics.jsonl")
     assert len([line for line in steps if "loss" in line]) > reached > 0
-    assert workers_of(runs / "scripted/en") == 3
+    assert workers_of(runs / "scripted/en") == np.max(workers)
 
 
 def test_languages_that_train_on_all_gpus_each_come_to_their_end(tiny_llm: Path, tmp_path: Path) -> None:

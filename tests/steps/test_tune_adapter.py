@@ -100,6 +100,31 @@ def test_workers_that_always_fail_stop_the_run_with_what_they_said(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_ctrl_c_ends_training_with_all_that_it_leads(new_run: Any, tiny_llm: Path, work: Path) -> None:
+    run = run_of(new_run, tiny_llm, {**SETTINGS, "epochs": 400}, resources={"training_workers": 2})
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 200
+        while loop.last_state(work) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        tune_adapter.make(run, run.artifact("adapter"), work)
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is handler
+    deadline = time.monotonic() + 60
+    while workers(os.getpid(), "ray::RayTrainWorker") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers(os.getpid(), "ray::RayTrainWorker")
+    assert not workers(os.getpid(), "ray::TrainController")
+    assert 0 < len(steps_of(work)) < 4000
+
+
 def test_auto_takes_as_many_workers_as_divide_the_examples_and_a_range_no_more_than_are_free(job_file: Any) -> None:
     def count(workers: Any, gpus: int, free: int) -> Any:
         return tune_adapter.worker_count(

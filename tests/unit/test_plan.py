@@ -75,6 +75,8 @@ def test_no_more_engines_and_embedders_are_planned_than_have_a_block_to_work_on(
 def test_a_job_that_needs_more_gpus_has_no_plan() -> None:
     with pytest.raises(RunError, match=r"resources\.training_workers: this job needs 4 GPUs, and the cluster has 2"):
         plan.plan(job(resources={"training_workers": 4}, training={"examples_per_step": 4}), gpus=2, sample=sample(1000))
+    with pytest.raises(RunError, match=r"resources\.tensor_parallel: this job needs 16 GPUs on one node, and the cluster has 8"):
+        plan.plan(job(resources={"tensor_parallel": 16}), gpus=16, sample=sample(1000))
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(10**3, "exact"), (10**6, "exact"), (10**7, "ivf"), (10**9, "ivf")])
