@@ -18,6 +18,7 @@ from tests.end_to_end.driver import ended, environment, start
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with cluster(tmp_path_factory.mktemp("ray"), head_cpus=8) as found:
+        found.wait_for_nodes(1)
         yield found
 
 
