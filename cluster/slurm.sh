@@ -22,7 +22,7 @@ set -euo pipefail
 
 # A token for this cluster alone. srun hands it on with the environment, which only this user can read.
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | base64)
-export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # not head: it would break the pipe
 address=${ALOFTRAG_HEAD_ADDRESS:-$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --all-ip-addresses |

@@ -55,7 +55,9 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
             f"tune_adapter: training.validation = {run.job.training.validation} keeps no chat to tell the best adapter by; set it higher"
         )
     began = time.time()
-    workers = _train(run, chats, work)
+    _train(run, chats, work)
+    ended = loop.last_state(work)
+    assert ended is not None, "training ended without a checkpoint"
     kept = checkpoints.newest(work / (loop.BEST if run.job.training.keep == "best" else loop.CHECKPOINTS))
     assert kept is not None, "training ended without a checkpoint"
     artifacts.fresh_folder(folder)
@@ -63,16 +65,15 @@ def make(run: Run, folder: Path, work: Path) -> dict[str, Any]:
         storage.copy(kept / name, folder / name)
     base_model.name_base_model(folder, run.job)
     storage.copy(work / loop.METRICS, folder / loop.METRICS)
-    most = workers if isinstance(workers, int) else workers[1]
     metrics = artifacts.read_jsonl(folder / loop.METRICS)
     started = round(metrics[0]["at"] - metrics[0]["seconds"] - began, 1)
-    counts = {"chats": rows["train"], "workers": most, "start_seconds": max(0.0, started), **_counts(metrics)}
+    counts = {"chats": rows["train"], "workers": ended["workers"], "start_seconds": max(0.0, started), **_counts(metrics)}
     model_card.write(run, counts)
     return counts
 
 
-def _train(run: Run, chats: Path, work: Path) -> int | tuple[int, int]:
-    """Run worker groups until each step is done; returns how many workers the last one had, or the range that it had them of.
+def _train(run: Run, chats: Path, work: Path) -> None:
+    """Run worker groups until each step is done.
 
     Raises ``RunError`` when groups fail again and again without a checkpoint in between, and for more workers than the cluster can hold.
     """
@@ -87,14 +88,17 @@ def _train(run: Run, chats: Path, work: Path) -> int | tuple[int, int]:
         workers = worker_count(run.job, _gpus(run), functools.partial(_free_for, kind))
         _hold_workers(run.job, workers, kind, begun_at)
         group = fit.remote(run.job, workers, kind, chats, work, _RESTARTS)
+        has_ended = False
         try:
-            if not _has_ended(group, workers, kind):
-                continue
-            failure = ray.get(group)
+            has_ended = _has_ended(group, workers, kind)
         finally:
-            ray.cancel(group, force=True)
+            if not has_ended:  # of one that has, Ray might still note the end, and crash on what is cancelled
+                ray.cancel(group, force=True)
+        if not has_ended:
+            continue
+        failure = ray.get(group)
         if failure is None:
-            return workers
+            return
         if not _found_no_place(failure) and loop.last_state(work) == begun_at:
             raise RunError(f"tune_adapter: {_reason(failure)}; run the same command again to go on from {_position(begun_at)}") from failure
 

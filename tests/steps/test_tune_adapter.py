@@ -103,7 +103,7 @@ def test_workers_that_always_fail_stop_the_run_with_what_they_said(
 @pytest.mark.usefixtures("ray_session")
 def test_ctrl_c_ends_training_with_all_that_it_leads(new_run: Any, tiny_llm: Path, work: Path) -> None:
     run = run_of(new_run, tiny_llm, {**SETTINGS, "epochs": 400}, resources={"training_workers": 2})
-    handler = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests side by side run in processes that heed no Ctrl-C
 
     def interrupt() -> None:
         deadline = time.monotonic() + 200
@@ -113,10 +113,13 @@ def test_ctrl_c_ends_training_with_all_that_it_leads(new_run: Any, tiny_llm: Pat
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        tune_adapter.make(run, run.artifact("adapter"), work)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tune_adapter.make(run, run.artifact("adapter"), work)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
-    assert signal.getsignal(signal.SIGINT) is handler
     deadline = time.monotonic() + 60
     while workers(os.getpid(), "ray::RayTrainWorker") and time.monotonic() < deadline:
         time.sleep(0.1)
