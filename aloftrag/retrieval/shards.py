@@ -39,7 +39,10 @@ _OF_A_GPU = (
 
 
 def add(index: Path, kind: str) -> None:
-    """Make the shards of the vectors in a folder; those that are there already are kept, and hold what was added before."""
+    """Make the shards of the vectors in a folder; those that are there already are kept, and hold what was added before.
+
+    Raises ``RunError`` when no node's memory holds a shard that was planned for larger ones.
+    """
     import ray
 
     plan = index / "shards" / "plan.json"  # names without folders: a run may be moved
@@ -58,11 +61,17 @@ def add(index: Path, kind: str) -> None:
     tasks = []
     largest = max(node["Resources"]["memory"] for node in _nodes())
     for part, folder in zip(shards, folders, strict=True):
-        # A run may go on with smaller nodes than it was begun on: what no node has would be waited for without an end.
-        memory = min(_bytes(part, dimensions) * _COPIES_WHILE_MADE, largest)
+        if storage.is_whole(folder):
+            continue
+        # A run may go on with smaller nodes than it was begun on: what no node has would be waited for, or tried, without an end.
+        if (size := _bytes(part, dimensions)) > largest:
+            raise RunError(
+                f"{folder}: this shard of the index takes {size / 2**30:.1f} GiB of memory, the largest node has {largest / 2**30:.1f}: "
+                "go on with nodes as large as before, or cut the index anew with --redo mine_negatives"
+            )
+        memory = min(size * _COPIES_WHILE_MADE, largest)
         make = ray.remote(_make_shard).options(num_cpus=1, memory=memory, scheduling_strategy="SPREAD", max_retries=-1)
-        if not storage.is_whole(folder):
-            tasks.append(make.remote(index, part, folder, quantiser if kind == "ivf" else None))
+        tasks.append(make.remote(index, part, folder, quantiser if kind == "ivf" else None))
     ray.get(tasks)
     for unfinished in (index / "shards").glob("unfinished-*"):  # of a run that was killed
         storage.remove(unfinished)

@@ -59,7 +59,8 @@ def all_pods() -> list[tuple[str, dict[str, Any]]]:
     assert (ray_cluster["apiVersion"], ray_cluster["kind"]) == ("ray.io/v1", "RayCluster")
     assert (ray_job["apiVersion"], ray_job["kind"]) == ("ray.io/v1", "RayJob")
     forms = (("raycluster.yaml", ray_cluster, RAY_CLUSTER), ("rayjob.yaml", ray_job, RAY_JOB))
-    return [(name, pod) for name, resource, form in forms for pod in pods(resource["spec"], form, name)]
+    found = [(name, pod) for name, resource, form in forms for pod in pods(resource["spec"], form, name)]
+    return [*found, ("submit-pod.yaml", documents("submit-pod.yaml")[0])]
 
 
 @pytest.mark.parametrize(("name", "template"), all_pods())
@@ -85,6 +86,20 @@ def test_the_network_policy_is_one_of_kubernetes_and_closes_the_cluster() -> Non
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
     assert policy["spec"]["podSelector"]["matchLabels"] == {"ray.io/cluster": cluster["metadata"]["name"]}
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_the_pod_to_submit_from_fits_the_cluster() -> None:
+    (pod,) = documents("submit-pod.yaml")
+    cluster, policy = documents("raycluster.yaml")
+    allowed = [peer["podSelector"]["matchLabels"] for peer in policy["spec"]["ingress"][0]["from"]]
+    assert pod["metadata"]["labels"] in allowed
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    (shell,), (ray,) = pod["spec"]["containers"], head["containers"]
+    assert shell["image"] == ray["image"]
+    assert pod["spec"]["volumes"] == [volume for volume in head["volumes"] if volume["name"] == "shared"]
+    assert all(variable in shell["env"] for variable in ray["env"])
+    (token,) = [variable["valueFrom"] for variable in shell["env"] if variable["name"] == "RAY_AUTH_TOKEN"]
+    assert token == {"secretKeyRef": {"name": cluster["metadata"]["name"], "key": "auth_token"}}  # where KubeRay puts it
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])

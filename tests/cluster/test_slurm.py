@@ -53,13 +53,13 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def ray_processes() -> set[int]:
-    return {process.pid for process in psutil.process_iter(["cmdline"]) if "raylet" in " ".join(process.info["cmdline"] or [])[:400]}
+def left_of(job: str) -> list[psutil.Process]:
+    """The processes that a job of Slurm has started, which all have its number."""
+    return [process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job]
 
 
 def test_a_cluster_of_the_jobs_nodes_runs_the_job_file_and_ends_with_it(slurm: dict[str, str], job_file: Any, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(9)))
-    before = ray_processes()
     arguments = [str(job_file()), "--runs", str(tmp_path / "runs"), "--only", "load_texts"]
     found = subprocess.run(["bash", str(SCRIPT), *arguments], env=slurm, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
@@ -71,7 +71,7 @@ def test_a_cluster_of_the_jobs_nodes_runs_the_job_file_and_ends_with_it(slurm: d
     assert f"--node-ip-address=127.0.0.1 --port=2{int(slurm['SLURM_JOB_ID']) % 10000:04d} --temp-dir={folder}" in calls
     assert not folder.exists()
     deadline = time.monotonic() + 60
-    while (left := ray_processes() - before) and time.monotonic() < deadline:
+    while (left := left_of(slurm["SLURM_JOB_ID"])) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
 

@@ -30,6 +30,10 @@ def job_file(folder: Path, llm: Path, sizes: dict[str, int], training_workers: A
     )
 
 
+def step_reached(runs: Path) -> int:
+    return max(int(folder.name.removeprefix("step-")) for folder in runs.glob(CHECKPOINT))
+
+
 def submit(found: nodes.Nodes, job: Path, runs: Path) -> Any:
     return start(["submit", str(job), "--address", found.address, "--runs", str(runs), "--follow"], environ=found.environ)
 
@@ -75,12 +79,34 @@ def test_workers_that_the_nodes_left_cannot_hold_stop_the_run_and_the_same_comma
         printed = ended(process, 600)
         assert process.returncode == 1, printed[-3000:]
         assert "training_workers asks for 3 workers of one GPU each, and the cluster has 2" in printed
-        reached = max(int(folder.name.removeprefix("step-")) for folder in runs.glob(CHECKPOINT))
+        reached = step_reached(runs)
         found.add(gpus=2)
         finish(submit(found, job, runs))
     steps = artifacts.read_jsonl(runs / "scripted/en/adapter/metrics.jsonl")
     assert len([line for line in steps if "loss" in line]) > reached > 0
     assert workers_of(runs / "scripted/en") == np.max(workers)
+
+
+def test_a_range_goes_on_with_fewer_workers_and_with_as_many_as_before_when_a_node_comes(tiny_llm: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    job = job_file(tmp_path, tiny_llm, {"en": 120}, [1, 4], epochs=200)
+    with nodes.cluster(tmp_path / "ray", scripted=True) as found:
+        for _ in range(2):
+            found.add(gpus=2)
+        process = submit(found, job, runs)
+        wait_for(process, lambda: any(runs.glob(CHECKPOINT)))
+        assert [found.count(WORKER, node) for node in (1, 2)] == [2, 2]
+        number = found.holder_of(WORKER)
+        assert number is not None
+        found.kill(number)
+        reached = step_reached(runs)
+        wait_for(process, lambda: found.count(WORKER, 3 - number) == 2 and step_reached(runs) > reached + 1)
+        added = found.add(gpus=2)
+        wait_for(process, lambda: found.count(WORKER, added) == 2)
+        finish(process)
+    steps = [line["step"] for line in artifacts.read_jsonl(runs / "scripted/en/adapter/metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    assert workers_of(runs / "scripted/en") == 4
 
 
 def test_languages_that_train_on_all_gpus_each_come_to_their_end(tiny_llm: Path, tmp_path: Path) -> None:

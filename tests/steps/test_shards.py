@@ -123,6 +123,18 @@ def test_only_shards_that_are_not_whole_are_made_after_a_kill(index: Path, into:
     assert found(index) == undisturbed
 
 
+def test_a_shard_that_no_node_can_hold_any_more_is_an_error_and_not_tried_for_ever(
+    index: Path, into: Any, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    into(2)
+    shards.add(index, "exact")
+    monkeypatch.setattr(shards, "_nodes", lambda: [{"Resources": {"memory": 200 * DIMENSIONS * 2 - 1}}])
+    shards.add(index, "exact")  # they are made already
+    shutil.rmtree(index / "shards" / "00001")
+    with pytest.raises(RunError, match=r"00001: this shard of the index takes .* or cut the index anew with --redo mine_negatives"):
+        shards.add(index, "exact")
+
+
 def test_a_shard_whose_actor_is_killed_answers_from_another(index: Path, into: Any, ray_session: None) -> None:
     import ray
 
