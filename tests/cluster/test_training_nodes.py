@@ -38,6 +38,17 @@ def submit(found: nodes.Nodes, job: Path, runs: Path) -> Any:
     return start(["submit", str(job), "--address", found.address, "--runs", str(runs), "--follow"], environ=found.environ)
 
 
+def lose_a_node(found: nodes.Nodes, job: Path, runs: Path) -> tuple[Any, list[int]]:
+    """Train on two nodes of two GPUs each, and kill the first; returns the process that follows, and how many workers each node had."""
+    for _ in range(2):
+        found.add(gpus=2)
+    process = submit(found, job, runs)
+    wait_for(process, lambda: any(runs.glob(CHECKPOINT)))
+    workers = [found.count(WORKER, node) for node in (1, 2)]
+    found.kill(1)
+    return process, workers
+
+
 def workers_of(run: Path) -> int:
     """How many workers trained an adapter to its end."""
     count: int = json.loads((run / "adapter" / artifacts.MANIFEST).read_text())["counts"]["workers"]
@@ -48,14 +59,8 @@ def test_auto_goes_on_with_the_gpus_that_are_left(tiny_llm: Path, tmp_path: Path
     runs = tmp_path / "runs"
     job = job_file(tmp_path, tiny_llm, {"en": 120}, "auto", epochs=20)
     with nodes.cluster(tmp_path / "ray", scripted=True, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="2") as found:
-        for _ in range(2):
-            found.add(gpus=2)
-        process = submit(found, job, runs)
-        wait_for(process, lambda: any(runs.glob(CHECKPOINT)))
-        number = found.holder_of(WORKER)
-        assert number is not None
-        assert [found.count(WORKER, node) for node in (1, 2)] == [2, 2]
-        found.kill(number)
+        process, by_node = lose_a_node(found, job, runs)
+        assert by_node == [2, 2]
         finish(process)
     steps = [line["step"] for line in artifacts.read_jsonl(runs / "scripted/en/adapter/metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, len(steps) + 1))
@@ -69,13 +74,8 @@ def test_workers_that_the_nodes_left_cannot_hold_stop_the_run_and_the_same_comma
     runs = tmp_path / "runs"
     job = job_file(tmp_path, tiny_llm, {"en": 120}, workers, epochs=20)
     with nodes.cluster(tmp_path / "ray", scripted=True, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="2") as found:
-        for _ in range(2):
-            found.add(gpus=2)
-        process = submit(found, job, runs)
-        wait_for(process, lambda: any(runs.glob(CHECKPOINT)))
-        number = found.holder_of(WORKER)
-        assert number is not None
-        found.kill(number)
+        process, by_node = lose_a_node(found, job, runs)
+        assert min(by_node) > 0
         printed = ended(process, 600)
         assert process.returncode == 1, printed[-3000:]
         assert "training_workers asks for 3 workers of one GPU each, and the cluster has 2" in printed
@@ -89,18 +89,12 @@ def test_workers_that_the_nodes_left_cannot_hold_stop_the_run_and_the_same_comma
 
 def test_a_range_goes_on_with_fewer_workers_and_with_as_many_as_before_when_a_node_comes(tiny_llm: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    job = job_file(tmp_path, tiny_llm, {"en": 120}, [1, 4], epochs=200)
+    job = job_file(tmp_path, tiny_llm, {"en": 120}, [1, 4], epochs=100)
     with nodes.cluster(tmp_path / "ray", scripted=True) as found:
-        for _ in range(2):
-            found.add(gpus=2)
-        process = submit(found, job, runs)
-        wait_for(process, lambda: any(runs.glob(CHECKPOINT)))
-        assert [found.count(WORKER, node) for node in (1, 2)] == [2, 2]
-        number = found.holder_of(WORKER)
-        assert number is not None
-        found.kill(number)
+        process, by_node = lose_a_node(found, job, runs)
+        assert by_node == [2, 2]
         reached = step_reached(runs)
-        wait_for(process, lambda: found.count(WORKER, 3 - number) == 2 and step_reached(runs) > reached + 1)
+        wait_for(process, lambda: found.count(WORKER, 2) == 2 and step_reached(runs) > reached + 1)
         added = found.add(gpus=2)
         wait_for(process, lambda: found.count(WORKER, added) == 2)
         finish(process)
