@@ -58,6 +58,7 @@ def left_of(job: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job]
 
 
+@pytest.mark.cluster
 def test_a_cluster_of_the_jobs_nodes_runs_the_job_file_and_ends_with_it(slurm: dict[str, str], job_file: Any, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(9)))
     arguments = [str(job_file()), "--runs", str(tmp_path / "runs"), "--only", "load_texts"]

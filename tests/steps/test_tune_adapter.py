@@ -37,6 +37,7 @@ def run_of(new_run: Any, llm: Path, training: dict[str, Any], **sections: Any) -
     return run
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_session")
 def test_workers_of_which_one_is_killed_end_as_one_that_was_not(new_run: Any, tiny_llm: Path, work: Path, tmp_path: Path) -> None:
     run = run_of(new_run, tiny_llm, SETTINGS, resources={"training_workers": [1, 2]})
