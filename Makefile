@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/aloftrag run jobs/demo.yaml --language en
 
 test: install
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not faults and not cluster"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not cluster"
 
 test-faults: install
 	$(BIN)/pytest -m faults
