@@ -8,9 +8,10 @@ INSTALLED := .venv/installed
 install: $(INSTALLED)
 
 # --no-deps: the lock is complete, and what vLLM's CPU build names but does not need for text must stay out.
+# --no-compile: Python compiles what is imported when it is; to compile all of it takes over a minute.
 $(INSTALLED): requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-deps --requirement requirements/cpu.txt
+	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(INSTALLED)
 

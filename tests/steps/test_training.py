@@ -222,6 +222,7 @@ def kill_after_step(folder: Path, step: int, workers: int = 1) -> None:
         process.communicate()
 
 
+@pytest.mark.faults
 def test_a_killed_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been(tiny_llm: Path, tmp_path: Path) -> None:
     """With dropout, so that the random states count."""
     settings = {**SETTINGS, "lora_dropout": 0.3, "examples_per_step": 1, "checkpoint_minutes": 1e-6}

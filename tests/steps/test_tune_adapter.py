@@ -88,6 +88,7 @@ def test_what_cannot_be_trained_is_said_before_it_begins(
         tune_adapter.make(run, run.artifact("adapter"), work)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_session")
 def test_workers_that_always_fail_stop_the_run_with_what_they_said(
     new_run: Any, tiny_llm: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
