@@ -122,11 +122,14 @@ def test_ctrl_c_ends_training_with_all_that_it_leads(new_run: Any, tiny_llm: Pat
     finally:
         signal.signal(signal.SIGINT, before)
     thread.join()
+
+    def left() -> list[int]:
+        return workers(os.getpid(), "ray::RayTrainWorker") + workers(os.getpid(), "ray::TrainController")
+
     deadline = time.monotonic() + 60
-    while workers(os.getpid(), "ray::RayTrainWorker") and time.monotonic() < deadline:
+    while left() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not workers(os.getpid(), "ray::RayTrainWorker")
-    assert not workers(os.getpid(), "ray::TrainController")
+    assert not left()
     assert 0 < len(steps_of(work)) < 4000
 
 
