@@ -26,7 +26,7 @@ CODES = [
 ]  # fmt: skip
 SLOTS, SECONDS, PARALLEL = 4, 2.1, 6
 SMALLEST, LARGEST = 50, 5000
-AS_WITH_MANY_CORES = {  # two are kept half busy by Ray's own processes alone, and what is measured here is not how they are shared
+AS_WITH_MANY_CORES = {  # Ray's own processes and drivers keep half of two slow ones busy, and how cores are shared is not what is measured
     "RAY_num_workers_soft_limit": "48",  # idle processes: each costs seconds to start
     "RAY_worker_niceness": "0",  # at Ray's 15, engines and trainers get what drivers and Ray's own processes leave
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of each node's processes, one by one, for the dashboard
