@@ -30,6 +30,8 @@ AS_WITH_MANY_CORES = {  # Ray's own processes and drivers keep half of two slow 
     "RAY_num_workers_soft_limit": "48",  # idle processes: each costs seconds to start
     "RAY_worker_niceness": "0",  # at Ray's 15, engines and trainers get what drivers and Ray's own processes leave
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of each node's processes, one by one, for the dashboard
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # of how many log files on, a node lists them only at the interval below ...
+    "LOG_NAME_UPDATE_INTERVAL_S": "30",  # ... and not ten times a second
 }
 
 
