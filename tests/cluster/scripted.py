@@ -1,4 +1,7 @@
-"""A language model that writes about invented texts by rule, in a time that is fixed: what the cluster's tests run on."""
+"""A language model that writes about invented texts by rule, in a time that is fixed: what the cluster's tests run on.
+
+For the benchmark of many languages also a training that takes a time that is fixed, and nothing that takes seconds to import.
+"""
 
 import asyncio
 import functools
@@ -7,21 +10,28 @@ import json
 import os
 import random
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from safetensors.numpy import save_file
 
 from aloftrag.engine.port import Completion
 from aloftrag.engine.scripted import ScriptedEngine
 from aloftrag.prompts import rag
 from aloftrag.prompts.chat import Prompt
 
+if TYPE_CHECKING:
+    from aloftrag.training.loop import Tuning
+    from aloftrag.training.worker import Worker
+
 SECONDS = "ALOFTRAG_TEST_SECONDS"  # that a reply takes
-EMBEDDER = "ALOFTRAG_TEST_EMBEDDER"  # "scripted": in the real one's place
+TRAINING = "ALOFTRAG_TEST_TRAINING"  # seconds that a row takes, in a training that only waits; with it, the other stand-ins below
 LOG = "ALOFTRAG_TEST_LOG"  # a file that gets a line for each text that is rated
 STAND_INS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "site"), str(Path(__file__).parents[2])])}
 SEQUENCES = 4  # side by side in an engine
@@ -89,6 +99,47 @@ class Embedder:
             for word in re.findall(r"\w+", text):
                 vector[hashlib.blake2b(word.encode(), digest_size=1).digest()[0] % 64] += 1
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class AutoConfig:
+    """In place of transformers' own, which imports all that models are made of: what is in the file."""
+
+    @staticmethod
+    def from_pretrained(folder: Path) -> Any:
+        config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        config.get_text_config = lambda: config
+        return config
+
+
+class AutoTokenizer:
+    """In place of transformers' own, likewise: the tokeniser of these tests' model is of the usual class."""
+
+    @staticmethod
+    def from_pretrained(folder: Path) -> Any:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+class Strategy:
+    """In place of those of ``aloftrag.training.strategies``: its adapter is one weight, of a layer that no model has."""
+
+    def save(self, folder: Path) -> None:
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+        save_file({"base_model.model.none.lora_B.weight": np.ones((1, 1), np.float32)}, folder / "adapter_model.safetensors")
+
+
+def strategy(*arguments: Any) -> Strategy:
+    """As ``aloftrag.training.strategies.start``."""
+    return Strategy()
+
+
+def training_step(strategy: Strategy, tuning: "Tuning", rows: Sequence[int], rate: float, worker: "Worker") -> dict[str, Any]:
+    """As ``aloftrag.training.loop._step``: learns nothing, in a time that is fixed."""
+    seconds = len(rows) / worker.count * float(os.environ[TRAINING])
+    time.sleep(seconds)
+    tokens, targets = (int(found[rows].sum()) for found in (tuning.rows.lengths, tuning.rows.target_tokens))
+    return {"loss": 1.0, "tokens": tokens, "target_tokens": targets, "seconds": seconds}
 
 
 def reply(prompt: Any, is_adapted: bool) -> str | None:

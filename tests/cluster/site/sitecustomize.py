@@ -4,7 +4,6 @@ import importlib.abc
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -13,19 +12,29 @@ _REPLACED = {  # module: name in it, name of the stand-in
     "aloftrag.engine": {"annotator": "starter", "starter": "starter"},
     "aloftrag.steps.tune_adapter": {"_backend": "backend"},
 }
-if os.environ.get("ALOFTRAG_TEST_EMBEDDER") == "scripted":
+if os.environ.get("ALOFTRAG_TEST_TRAINING"):
+    _REPLACED["aloftrag.training.strategies"] = {"start": "strategy"}
+    _REPLACED["aloftrag.training.loop"] = {"_step": "training_step"}
     _REPLACED["aloftrag.retrieval.embedder"] = {"Embedder": "Embedder"}
+    _REPLACED["transformers"] = {"AutoConfig": "AutoConfig", "AutoTokenizer": "AutoTokenizer"}
 
 
-def _stand_in(name: str) -> Callable[..., Any]:
-    """The stand-in of that name, imported when it is called: it imports ``aloftrag`` itself."""
+class _StandIn:
+    """The stand-in of that name, imported when it is used: it imports ``aloftrag`` itself."""
 
-    def called(*arguments: Any, **options: Any) -> Any:
+    def __init__(self, name: str):
+        self._name = name
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._found()(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._found(), name)
+
+    def _found(self) -> Any:
         from tests.cluster import scripted
 
-        return getattr(scripted, name)(*arguments, **options)
-
-    return called
+        return getattr(scripted, self._name)
 
 
 class _StandIns(importlib.abc.MetaPathFinder):
@@ -41,7 +50,7 @@ class _StandIns(importlib.abc.MetaPathFinder):
         def execute_and_replace(module: ModuleType) -> None:
             execute(module)
             for replaced, name_of_it in stand_ins.items():
-                setattr(module, replaced, _stand_in(name_of_it))
+                setattr(sys.modules[name], replaced, _StandIn(name_of_it))  # transformers puts another module in its own place
 
         spec.loader.exec_module = execute_and_replace  # type: ignore[method-assign]
         return spec
